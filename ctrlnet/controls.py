@@ -1,0 +1,202 @@
+r"""Controls s(t), b(t): finite-element functions of time, on a hierarchy of interval meshes.
+
+The time meshes live on ``COMM_SELF``: every rank holds its own, identical copy, whatever the spatial mesh
+does. A control is an ordinary Firedrake Function, so pyadjoint, UFL regularisation and ``prolong`` apply.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from firedrake import (
+    COMM_SELF,
+    Cofunction,
+    Constant,
+    Function,
+    FunctionSpace,
+    IntervalMesh,
+    MeshHierarchy,
+    SpatialCoordinate,
+    VectorFunctionSpace,
+    dS,
+    dx,
+    grad,
+    inner,
+    jump,
+    prolong,
+)
+from pyadjoint import stop_annotating
+
+__all__ = ["ControlSpace"]
+
+
+class ControlSpace:
+    r"""Spaces of the coefficients s_j(t) (C x C for each of J operators) and the biases b(t) (C).
+
+    Parameters
+    ----------
+    T
+        Final time; time starts at 0.
+    cells
+        Control cells of the coarsest time mesh, at least 1. Independent of the number of time steps.
+    operators
+        J, the number of operators, or anything with a length.
+    features
+        C.
+    degree
+        0: piecewise constant (DG0, one value a layer: the plain ResNet). 1: continuous, piecewise linear.
+    refinements
+        How many times :meth:`finer` can halve the control cells.
+
+    Attributes
+    ----------
+    s_space, b_space
+        Vector spaces on the time mesh. A value of s is the C-order flattening of ``s[j, out, in]``.
+
+    Raises
+    ------
+    ValueError
+        If T, cells, features or operators is not positive, or degree is neither 0 nor 1.
+    """
+
+    def __init__(self, T: float, cells: int, operators, features: int, degree: int = 0, refinements: int = 0):
+        count = operators if isinstance(operators, int) else len(operators)
+        if not T > 0:
+            raise ValueError(f"The final time T must be positive, received {T!r}.")
+        for what, value in (("cells", cells), ("operators", count), ("features", features)):
+            if value < 1:
+                raise ValueError(f"A control needs at least one of {what}, received {value!r}.")
+        if degree not in (0, 1):
+            raise ValueError(f"degree must be 0 (piecewise constant) or 1 (continuous linear), received {degree!r}.")
+        if refinements < 0:
+            raise ValueError(f"refinements must not be negative, received {refinements!r}.")
+        hierarchy = MeshHierarchy(IntervalMesh(cells, T, comm=COMM_SELF), refinements)
+        self._setup(T, cells, count, features, degree, hierarchy, 0)
+
+    def _setup(self, T, cells, operators, features, degree, hierarchy, level) -> None:
+        self.T, self.cells, self.degree = float(T), cells, degree
+        self.operators, self.features = operators, features
+        self._hierarchy, self._level = hierarchy, level
+        self.mesh = hierarchy[level]
+        family = "CG" if degree else "DG"
+        self.s_space = VectorFunctionSpace(self.mesh, family, degree, dim=operators * features**2)
+        self.b_space = VectorFunctionSpace(self.mesh, family, degree, dim=features)
+
+    def finer(self) -> ControlSpace:
+        """Return the space with twice the control cells.
+
+        Raises
+        ------
+        ValueError
+            If the hierarchy has no finer mesh; build it with more ``refinements``.
+        """
+        if self._level + 1 >= len(self._hierarchy):
+            raise ValueError(
+                f"The time hierarchy ends at {self.cells} cells. Build the ControlSpace with "
+                f"refinements={self._level + 1} or more."
+            )
+        space = object.__new__(ControlSpace)
+        space._setup(
+            self.T, 2 * self.cells, self.operators, self.features, self.degree, self._hierarchy, self._level + 1
+        )
+        return space
+
+    def prolong(self, s: Function, b: Function, target: ControlSpace) -> tuple[Function, Function]:
+        """Prolong controls of this space to the next finer one: more layers, same functions of time."""
+        with stop_annotating():
+            fine = target.functions()
+            prolong(s, fine[0])
+            prolong(b, fine[1])
+        return fine
+
+    def functions(self) -> tuple[Function, Function]:
+        """Return zero controls (s, b)."""
+        return Function(self.s_space, name="s"), Function(self.b_space, name="b")
+
+    def random(self, rng: np.random.Generator, scale: float = 0.1) -> tuple[Function, Function]:
+        """Return controls with normal coefficients of standard deviation ``scale``; b is zero.
+
+        The draw runs along time, so it does not depend on the mesh's numbering or on the rank count.
+        """
+        s, b = self.functions()
+        s.dat.data[self._order] = scale * rng.standard_normal(s.dat.data_ro.shape)
+        return s, b
+
+    @cached_property
+    def _times(self) -> np.ndarray:
+        """Time of each degree of freedom, in the space's own numbering."""
+        scalar = FunctionSpace(self.mesh, "CG" if self.degree else "DG", self.degree)
+        with stop_annotating():
+            (time,) = SpatialCoordinate(self.mesh)
+            return Function(scalar).interpolate(time).dat.data_ro.copy()
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(self._times)
+
+    def sampling(self, times: np.ndarray) -> np.ndarray:
+        r"""Return the matrix E (times, degrees of freedom) that evaluates a control at ``times``.
+
+        A piecewise constant control jumps; its value at a jump is the one that follows.
+        """
+        position = np.asarray(times) / self.T * self.cells
+        out = np.zeros((position.size, self._times.size))
+        cell = np.minimum(np.floor(position + 1e-9).astype(int), self.cells - 1)
+        rows = np.arange(position.size)
+        if self.degree == 0:
+            out[rows, self._order[cell]] = 1.0
+        else:
+            right = np.clip(position - cell, 0.0, 1.0)
+            out[rows, self._order[cell]] = 1.0 - right
+            out[rows, self._order[cell + 1]] += right
+        return out
+
+    def s_layers(self, sampling: np.ndarray, s: Function) -> np.ndarray:
+        """Return s at the sampled times as (layers, J, C, C)."""
+        shape = (self.operators, self.features, self.features)
+        return (sampling @ s.dat.data_ro.reshape(sampling.shape[1], -1)).reshape(-1, *shape)
+
+    def b_layers(self, sampling: np.ndarray, b: Function) -> np.ndarray:
+        """Return b at the sampled times as (layers, C)."""
+        return sampling @ b.dat.data_ro.reshape(sampling.shape[1], -1)
+
+    def s_cofunction(self, sampling: np.ndarray, gradient: np.ndarray) -> Cofunction:
+        """Return the derivative with respect to s: layers' derivatives (layers, J, C, C) -> s_space*."""
+        return _cofunction(self.s_space, sampling, gradient)
+
+    def b_cofunction(self, sampling: np.ndarray, gradient: np.ndarray) -> Cofunction:
+        """Return the derivative with respect to b: layers' derivatives (layers, C) -> b_space*."""
+        return _cofunction(self.b_space, sampling, gradient)
+
+    def regularisation(self, s: Function, b: Function, size: float = 0.0, roughness: float = 0.0):
+        r"""Return the UFL form :math:`\frac{\alpha}{2}\int|s|^2+|b|^2\,dt + \frac{\gamma}{2}\int|\dot s|^2+|\dot b|^2\,dt`.
+
+        For piecewise constant controls the second term is that of the jumps over the distance of the
+        cells' midpoints, :math:`\sum |[s]|^2/\Delta t`.
+
+        Parameters
+        ----------
+        size, roughness
+            alpha and gamma, not negative.
+        """
+        if size < 0 or roughness < 0:
+            raise ValueError(
+                f"Regularisation weights must not be negative, received size={size!r}, roughness={roughness!r}."
+            )
+        alpha, gamma = Constant(size), Constant(roughness)
+        form = 0
+        for u in (s, b):
+            form += alpha / 2 * inner(u, u) * dx
+            if self.degree:
+                form += gamma / 2 * inner(grad(u), grad(u)) * dx
+            elif self.cells > 1:
+                width = Constant(self.T / self.cells)
+                form += gamma / (2 * width) * inner(jump(u), jump(u)) * dS
+        return form
+
+
+def _cofunction(space, sampling: np.ndarray, gradient: np.ndarray) -> Cofunction:
+    out = Cofunction(space.dual())
+    out.dat.data[:] = (sampling.T @ gradient.reshape(gradient.shape[0], -1)).reshape(out.dat.data_ro.shape)
+    return out

@@ -1,0 +1,80 @@
+r"""Losses of one image's scores against its class: value, gradient and Hessian product.
+
+Scores are arrays (K classes, images); a loss knows nothing of meshes or of how images are split. The
+sample average is the caller's: it passes each image's weight (1/n, or 0 for padding).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp, softmax
+
+__all__ = ["LeastSquares", "Loss", "SoftmaxCrossEntropy"]
+
+
+class Loss(Protocol):
+    """What the sample average needs of a loss."""
+
+    def value(self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float: ...
+
+    def gradient(self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray: ...
+
+    def hessian(
+        self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, direction: np.ndarray
+    ) -> np.ndarray: ...
+
+
+def _one_hot(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    out = np.zeros_like(scores)
+    out[labels, np.arange(labels.size)] = 1.0
+    return out
+
+
+@dataclass(frozen=True)
+class SoftmaxCrossEntropy:
+    r"""Cross-entropy of the softmax, :math:`\ell(c, y) = \log\sum_k e^{c_k} - c_y`, stable for large scores.
+
+    Its gradient is :math:`p - e_y`, its Hessian :math:`\mathrm{diag}(p) - pp^T` with p the softmax of c.
+    """
+
+    def value(self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+        """Return the weighted sum of the losses."""
+        return float(weights @ (logsumexp(scores, axis=0) - scores[labels, np.arange(labels.size)]))
+
+    def gradient(self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return the derivative with respect to the scores (K, images)."""
+        return weights * (softmax(scores, axis=0) - _one_hot(scores, labels))
+
+    def hessian(
+        self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, direction: np.ndarray
+    ) -> np.ndarray:
+        """Return the Hessian times a direction of scores (K, images)."""
+        p = softmax(scores, axis=0)
+        moved = p * direction
+        return weights * (moved - p * moved.sum(axis=0))
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Return the softmax of the scores."""
+        return np.exp(log_softmax(scores, axis=0))
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    r"""Half squared distance to the unit vector of the class, :math:`\ell(c, y) = \frac12 |c - e_y|^2`."""
+
+    def value(self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+        """Return the weighted sum of the losses."""
+        return float(0.5 * weights @ ((scores - _one_hot(scores, labels)) ** 2).sum(axis=0))
+
+    def gradient(self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return the derivative with respect to the scores (K, images)."""
+        return weights * (scores - _one_hot(scores, labels))
+
+    def hessian(
+        self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, direction: np.ndarray
+    ) -> np.ndarray:
+        """Return the Hessian times a direction of scores (K, images)."""
+        return weights * direction

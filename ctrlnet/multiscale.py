@@ -1,0 +1,140 @@
+r"""Multiscale learning: train on the coarsest mesh, carry controls and classifier to the next finer one.
+
+The controls multiply operators, so they move between meshes unchanged (rediscretisation) and between time
+meshes by prolongation. The classifier is a field: it is prolonged, and then updated by its own convex solve,
+which the first evaluation on the finer mesh does.
+
+Source: Haber and Ruthotto, "Convolution neural nets meet PDE's", SIAM CSE 2017; Haber, Ruthotto, Holtham
+and Jun, "Learning across scales", 2018.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from firedrake import Function
+
+from ctrlnet.optimise.history import History, Iteration
+from ctrlnet.optimise.projection import ProjectedFunctional
+from ctrlnet.optimise.quasi_newton import QuasiNewton
+from ctrlnet.problem import TrainingProblem
+from ctrlnet.work import Work
+
+__all__ = ["LevelResult", "train_level", "train_multiscale"]
+
+
+@dataclass(frozen=True)
+class LevelResult:
+    """Controls and classifier after the training of one level, with its course.
+
+    ``work`` is what this level cost; ``inner_seconds`` is the share of ``seconds`` that went into classifier
+    solves.
+    """
+
+    problem: TrainingProblem
+    s: Function
+    b: Function
+    W: Function
+    beta: Function
+    history: History
+    seconds: float
+    inner_seconds: float
+    work: Work
+
+    @property
+    def controls(self) -> tuple[Function, Function, Function, Function]:
+        return self.s, self.b, self.W, self.beta
+
+
+def train_level(
+    problem: TrainingProblem, s: Function, b: Function, W: Function | None = None, beta: Function | None = None,
+    *, iterations: int = 50, relative_gradient: float = 0.0, work_budget: float | None = None,
+    callback: Callable[[Iteration], None] | None = None,
+) -> LevelResult:
+    """Train s, b by quasi-Newton on the projected functional of one problem, from the given start.
+
+    Parameters
+    ----------
+    problem
+        Mesh, sample and regularisation.
+    s, b, W, beta
+        Start; without a classifier the first inner solve starts from zero.
+    iterations, relative_gradient, work_budget, callback
+        See :class:`~ctrlnet.optimise.QuasiNewton`; the budget is a reading of ``problem.work``.
+    """
+    began, before = time.perf_counter(), problem.work.copy()
+    functional = ProjectedFunctional(problem, s, b, W, beta)
+    solver = QuasiNewton(
+        functional, iterations, relative_gradient=relative_gradient, work=problem.work, work_budget=work_budget,
+        callback=callback, loss=lambda: functional.solution.loss,
+    )
+    s, b = solver.solve()
+    return LevelResult(
+        problem, s, b, *functional.classifier(), solver.history, time.perf_counter() - began,
+        functional.inner_seconds, problem.work - before,
+    )
+
+
+def train_multiscale(
+    problems: Sequence[TrainingProblem], s: Function, b: Function, *, iterations: int | Sequence[int] = 50,
+    relative_gradient: float = 0.0, callback: Callable[[int, Iteration], None] | None = None,
+) -> list[LevelResult]:
+    """Train the levels from coarse to fine, each from what the one before learned.
+
+    Parameters
+    ----------
+    problems
+        One training problem a level, coarsest first, over one family of controls: each has the control
+        space of the level before, or its :meth:`~ctrlnet.ControlSpace.finer` space.
+    s, b
+        Start on the coarsest level.
+    iterations
+        Of every level, or one number a level.
+    callback
+        Called with the level's number and each iteration.
+
+    Raises
+    ------
+    ValueError
+        If there is no problem, the counts differ, or a control space does not follow from the one before.
+    """
+    if not problems:
+        raise ValueError("Multiscale training needs at least one level, received none.")
+    limits = [iterations] * len(problems) if isinstance(iterations, int) else list(iterations)
+    if len(limits) != len(problems):
+        raise ValueError(f"{len(problems)} levels need as many iteration limits, received {len(limits)}.")
+    for coarse, fine in zip(problems, problems[1:], strict=False):
+        _check_depth(coarse, fine)
+    results: list[LevelResult] = []
+    classifier: tuple[Function | None, Function | None] = (None, None)
+    for number, problem in enumerate(problems):
+        if results:
+            last = results[-1]
+            s, b = _deepen(last, problem)
+            classifier = last.problem.readout.prolong(last.W, last.beta, problem.readout)
+        report = None if callback is None else (lambda i, level=number: callback(level, i))
+        results.append(train_level(
+            problem, s, b, *classifier, iterations=limits[number], relative_gradient=relative_gradient,
+            callback=report,
+        ))
+    return results
+
+
+def _check_depth(coarse: TrainingProblem, fine: TrainingProblem) -> None:
+    old, new = coarse.network.controls, fine.network.controls
+    same = old.s_space == new.s_space
+    twice = new.cells == 2 * old.cells and (new.operators, new.features) == (old.operators, old.features)
+    if not (same or twice):
+        raise ValueError(
+            f"A level has {new.cells} control cells, {new.operators} operators and {new.features} features; the one "
+            f"before has {old.cells}, {old.operators} and {old.features}. Use the same ControlSpace, or its finer()."
+        )
+
+
+def _deepen(last: LevelResult, problem: TrainingProblem) -> tuple[Function, Function]:
+    old, new = last.problem.network.controls, problem.network.controls
+    if old.s_space == new.s_space:
+        return last.s, last.b
+    return old.prolong(last.s, last.b, new)

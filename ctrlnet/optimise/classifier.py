@@ -1,0 +1,289 @@
+r"""The convex problem of the classifier alone: minimise over W, beta for given features.
+
+.. math::
+
+    \Phi(W, \beta) = \sum_i w_i\, \ell(W^T F_i + \beta, y_i)
+        + \tfrac12 \langle W, R W\rangle + \tfrac{\epsilon}{2} |\beta|^2
+
+Newton with conjugate gradients, on all ranks in lockstep: each rank holds the features of its images and
+the whole of (W, beta).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+import scipy.sparse.linalg
+from mpi4py import MPI
+
+from ctrlnet.losses import Loss
+from ctrlnet.sample_average import Features
+
+__all__ = ["ClassifierProblem", "ClassifierSolution", "InnerSolveError"]
+
+# Up to this many unknowns the whole Hessian is factorised, up to this many features its averaged block.
+_WHOLE = 4000
+_DENSE = 2000
+# Images below this share of the largest curvature are left out of the factorised Hessian.
+_ACTIVE = 1e-3
+# A direction that takes more Krylov iterations than this has the Hessian factorised anew.
+_PATIENCE = 12
+
+
+class InnerSolveError(ArithmeticError):
+    """The classifier's Newton iteration did not reach its tolerance."""
+
+
+@dataclass(frozen=True)
+class ClassifierSolution:
+    r"""A minimiser with its certificate.
+
+    ``decrement`` is half the squared Newton decrement at the last step, :math:`\frac12 g^T H^{-1} g`, the
+    quadratic model's estimate of :math:`\Phi - \Phi^*` before that step.
+    """
+
+    W: np.ndarray
+    beta: np.ndarray
+    value: float
+    loss: float
+    decrement: float
+    newton_iterations: int
+    krylov_iterations: int
+
+
+class ClassifierProblem:
+    r"""Phi, its derivatives and its minimiser for one set of features.
+
+    Parameters
+    ----------
+    features
+        This rank's images.
+    regulariser
+        R on the readout nodes (symmetric, positive definite), applied to every feature and class alike.
+    ridge
+        epsilon of beta.
+    loss
+        Loss of one image, convex in its scores.
+    comm
+        The ranks that share the images.
+    inverse
+        A preconditioner to start with, as :meth:`factorise` returns it; that of a nearby problem serves.
+    """
+
+    def __init__(
+        self, features: Features, regulariser: sp.csc_matrix, ridge: float, loss: Loss, comm: MPI.Comm,
+        inverse: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
+        self.features = features
+        self.regulariser = regulariser
+        self.ridge = ridge
+        self.loss = loss
+        self.comm = comm
+        self.inverse = inverse
+
+    def _scores(self, W: np.ndarray, beta: np.ndarray) -> np.ndarray:
+        return W.T @ self.features.values + beta[:, None]
+
+    def _regularise(self, W: np.ndarray) -> np.ndarray:
+        return (self.regulariser @ W.reshape(self.regulariser.shape[0], -1)).reshape(W.shape)
+
+    def _loss(self, scores: np.ndarray) -> float:
+        return self.comm.allreduce(self.loss.value(scores, self.features.labels, self.features.weights))
+
+    def _penalty(self, W: np.ndarray, beta: np.ndarray) -> float:
+        return 0.5 * float((W * self._regularise(W)).sum()) + 0.5 * self.ridge * float(beta @ beta)
+
+    def _pull(self, dscores: np.ndarray, W: np.ndarray, beta: np.ndarray) -> np.ndarray:
+        """Return F dscores^T + R W stacked over the row of beta: (features + 1, K)."""
+        out = np.empty((W.shape[0] + 1, W.shape[1]))
+        np.matmul(self.features.values, dscores.T, out=out[:-1])
+        out[-1] = dscores.sum(axis=1)
+        self.comm.Allreduce(MPI.IN_PLACE, out)
+        out[:-1] += self._regularise(W)
+        out[-1] += self.ridge * beta
+        return out
+
+    def gradient(self, W: np.ndarray, beta: np.ndarray) -> np.ndarray:
+        """Return the gradient as (features + 1, K), the last row that of beta."""
+        g = self.loss.gradient(self._scores(W, beta), self.features.labels, self.features.weights)
+        return self._pull(g, W, beta)
+
+    def hessian(self, scores: np.ndarray, direction: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
+        """Return the Hessian at the given scores times a direction (features + 1, K).
+
+        ``values`` are the features, or their single-precision copy: the arithmetic follows its type.
+        """
+        values = self.features.values if values is None else values
+        kind = values.dtype
+        dW, dbeta = direction[:-1], direction[-1]
+        change = dW.T.astype(kind) @ values + dbeta[:, None].astype(kind)
+        g = self.loss.hessian(
+            scores.astype(kind, copy=False), self.features.labels, self.features.weights.astype(kind), change)
+        out = np.empty(direction.shape)
+        out[:-1] = values @ g.T
+        out[-1] = g.sum(axis=1)
+        self.comm.Allreduce(MPI.IN_PLACE, out)
+        out[:-1] += self._regularise(dW)
+        out[-1] += self.ridge * dbeta
+        return out
+
+    def certificate(self, W: np.ndarray, beta: np.ndarray) -> float:
+        r"""Return the bound :math:`\frac12 g^T R^{-1} g \ge \Phi - \Phi^*`: the Hessian is at least R."""
+        g = self.gradient(W, beta)
+        rows = g[:-1].reshape(self.regulariser.shape[0], -1)
+        inverse = scipy.sparse.linalg.splu(self.regulariser).solve(np.ascontiguousarray(rows))
+        return 0.5 * float((rows * inverse).sum()) + 0.5 * float(g[-1] @ g[-1]) / self.ridge
+
+    def _image_hessians(self, scores: np.ndarray) -> np.ndarray:
+        """Return the weighted loss Hessian of each image, (images, K, K)."""
+        out = np.empty((scores.shape[1], scores.shape[0], scores.shape[0]))
+        for k in range(scores.shape[0]):
+            unit = np.zeros_like(scores)
+            unit[k] = 1.0
+            out[:, :, k] = self.loss.hessian(scores, self.features.labels, self.features.weights, unit).T
+        return out
+
+    def factorise(self, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Return an approximate inverse of the Hessian at these scores, (features + 1, K) -> the same.
+
+        Small problems: the Hessian itself, without the images whose curvature does not count. Middling ones:
+        its diagonal blocks averaged over classes. Large ones: regulariser and diagonal.
+        """
+        count, classes = self.features.values.shape[0] + 1, scores.shape[0]
+        if count * classes <= _WHOLE:
+            return self._whole_hessian(scores, count, classes)
+        curvature = np.einsum("ikk->i", self._image_hessians(scores)) / classes
+        return self._averaged_block(curvature) if count <= _DENSE else self._sparse(curvature)
+
+    def _add_regulariser(self, block: np.ndarray) -> None:
+        copies = (block.shape[0] - 1) // self.regulariser.shape[0]
+        block[:-1, :-1] += sp.kron(self.regulariser, sp.identity(copies)).toarray()
+        block[-1, -1] += self.ridge
+
+    def _whole_hessian(self, scores: np.ndarray, count: int, classes: int):
+        hessians = self._image_hessians(scores)
+        size = np.abs(hessians).max(axis=(1, 2))
+        largest = self.comm.allreduce(float(size.max(initial=0.0)), op=MPI.MAX)
+        active = size > _ACTIVE * largest
+        F = np.vstack([self.features.values[:, active], np.ones(int(active.sum()))]).astype(np.float32)
+        hessians = hessians[active].astype(np.float32)
+        whole = np.empty((classes, count, classes, count), dtype=np.float32)
+        for k in range(classes):
+            for j in range(k + 1):
+                block = (F * hessians[:, k, j]) @ F.T
+                whole[k, :, j, :] = whole[j, :, k, :] = block
+        self.comm.Allreduce(MPI.IN_PLACE, whole)
+        for k in range(classes):
+            self._add_regulariser(whole[k, :, k, :])
+        factor = scipy.linalg.cho_factor(
+            whole.reshape(classes * count, -1), lower=True, overwrite_a=True, check_finite=False)
+
+
+        def inverse(x: np.ndarray) -> np.ndarray:
+            flat = x.T.astype(np.float32).ravel()
+            return scipy.linalg.cho_solve(factor, flat, check_finite=False).reshape(classes, count).T.astype(float)
+
+        return inverse
+
+    def _averaged_block(self, curvature: np.ndarray):
+        F = self.features.values
+        count = F.shape[0]
+        block = np.empty((count + 1, count + 1))
+        weighted = F * curvature
+        block[:-1, :-1] = weighted @ F.T
+        block[-1, :-1] = block[:-1, -1] = weighted.sum(axis=1)
+        block[-1, -1] = curvature.sum()
+        self.comm.Allreduce(MPI.IN_PLACE, block)
+        self._add_regulariser(block)
+        factor = scipy.linalg.cho_factor(block, overwrite_a=True)
+        return lambda x: scipy.linalg.cho_solve(factor, x, check_finite=False)
+
+    def _sparse(self, curvature: np.ndarray):
+        F = self.features.values
+        diagonal = np.append((F * F) @ curvature, curvature.sum())
+        self.comm.Allreduce(MPI.IN_PLACE, diagonal)
+        diagonal[-1] += self.ridge
+        copies = F.shape[0] // self.regulariser.shape[0]
+        matrix = sp.kron(self.regulariser, sp.identity(copies)) + sp.diags(diagonal[:-1])
+        factor = scipy.sparse.linalg.splu(matrix.tocsc())
+        return lambda x: np.vstack([factor.solve(np.ascontiguousarray(x[:-1])), x[-1:] / diagonal[-1]])
+
+    # Newton with preconditioned conjugate gradients.
+
+    def _newton_direction(
+        self, scores: np.ndarray, g: np.ndarray, rtol: float, most: int, values: np.ndarray | None = None
+    ) -> tuple[np.ndarray, int]:
+        """Return -H^{-1} g to a relative residual in the preconditioner's norm, and the Krylov iterations."""
+        x = np.zeros_like(g)
+        r = -g
+        z = self.inverse(r)
+        p, rz = z, float((r * z).sum())
+        target = rtol**2 * rz
+        for iteration in range(1, most + 1):
+            Hp = self.hessian(scores, p, values)
+            step = rz / float((p * Hp).sum())
+            x += step * p
+            r = r - step * Hp
+            z = self.inverse(r)
+            rz, previous = float((r * z).sum()), rz
+            if rz <= target:
+                return x, iteration
+            p = z + rz / previous * p
+        return x, most
+
+    def solve_hessian(self, W: np.ndarray, beta: np.ndarray, rhs: np.ndarray, rtol: float = 1e-12) -> np.ndarray:
+        """Return the Hessian at (W, beta), inverted by conjugate gradients, times ``rhs`` (features + 1, K)."""
+        scores = self._scores(W, beta)
+        self.inverse = self.factorise(scores)
+        return self._newton_direction(scores, -rhs, rtol, 1000)[0]
+
+    def solve(
+        self, W: np.ndarray, beta: np.ndarray, tolerance: float = 1e-10, most_newton: int = 50,
+        most_krylov: int = 30,
+    ) -> ClassifierSolution:
+        """Minimise from (W, beta) until half the squared Newton decrement is at most ``tolerance * (1 + Phi)``.
+
+        Raises
+        ------
+        InnerSolveError
+            If the iteration ends before that; the message holds what was reached.
+        """
+        W, beta = W.copy(), beta.copy()
+        scores = self._scores(W, beta)
+        loss, penalty = self._loss(scores), self._penalty(W, beta)
+        single = self.features.values.astype(np.float32)
+        krylov, count, decrement, relative = 0, 0, np.inf, 0.1
+        for newton in range(1, most_newton + 1):
+            g = self._pull(
+                self.loss.gradient(scores, self.features.labels, self.features.weights), W, beta)
+            if self.inverse is None or count > _PATIENCE:
+                self.inverse = self.factorise(scores)
+            # A direction to a few digits needs no more than single precision; the gradient is double.
+            direction, count = self._newton_direction(scores.astype(np.float32), g, relative, most_krylov, single)
+            krylov += count
+            slope = float((g * direction).sum())
+            decrement, last = -0.5 * slope, decrement
+            relative = float(np.clip(np.sqrt(decrement / (1 + loss)) * 10, 1e-3, 0.1))
+            dW, dbeta = direction[:-1], direction[-1]
+            change = self._scores(dW, dbeta)
+            step, before = 1.0, loss + penalty
+            while True:
+                loss = self._loss(scores + step * change)
+                penalty = self._penalty(W + step * dW, beta + step * dbeta)
+                if loss + penalty <= before + 1e-4 * step * slope + 1e-15 * abs(before) or step < 1e-8:
+                    break
+                step /= 2
+            W += step * dW
+            beta += step * dbeta
+            scores += step * change
+            if decrement <= tolerance * (1 + before):
+                return ClassifierSolution(W, beta, loss + penalty, loss, decrement, newton, krylov)
+        raise InnerSolveError(
+            f"The classifier's Newton iteration stopped after {most_newton} steps with half the squared decrement "
+            f"{decrement:.2e} (before: {last:.2e}), tolerance {tolerance * (1 + before):.2e}. Raise the regularisation "
+            "of W (weights_gradient, weights_size) or the number of steps."
+        )

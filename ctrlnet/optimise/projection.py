@@ -1,0 +1,164 @@
+r"""Variable projection: the objective as a function of s, b alone, with the best classifier for each.
+
+.. math:: J(\theta) = \min_{W,\beta} \Phi(\theta, W, \beta), \qquad \theta = (s, b)
+
+The inner problem is convex; at its minimiser :math:`\partial_W \Phi = 0`, so that
+:math:`J'(\theta) = \partial_\theta\Phi(\theta, W^*(\theta))` and
+:math:`J'' = \Phi_{\theta\theta} - \Phi_{\theta W}\Phi_{WW}^{-1}\Phi_{W\theta}`.
+
+Source: Golub and Pereyra, "Separable nonlinear least squares: the variable projection method", 2003.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from firedrake import Function
+from firedrake.adjoint import Control
+from pyadjoint import AdjFloat
+from pyadjoint.enlisting import Enlist
+from pyadjoint.reduced_functional import AbstractReducedFunctional
+
+from ctrlnet.optimise.classifier import ClassifierProblem, ClassifierSolution
+from ctrlnet.problem import TrainingProblem
+
+__all__ = ["ProjectedFunctional"]
+
+
+class ProjectedFunctional(AbstractReducedFunctional):
+    """The projected objective of a training problem, with pyadjoint's interface.
+
+    Parameters
+    ----------
+    problem
+        Network, sample, loss and regularisation. ``weights_size`` must be positive: it makes the inner
+        problem strongly convex.
+    s, b
+        Controls; their values are the starting point.
+    W, beta
+        Start of the first inner solve. Later ones start from the last classifier.
+    inner_tolerance
+        See :meth:`ClassifierProblem.solve`.
+    riesz_map
+        Inner product of the controls, as in :class:`pyadjoint.Control`.
+
+    Attributes
+    ----------
+    solution : ClassifierSolution
+        The classifier at the last evaluated controls.
+    inner_seconds : float
+        Time spent in inner solves.
+    """
+
+    def __init__(
+        self, problem: TrainingProblem, s: Function, b: Function, W: Function | None = None,
+        beta: Function | None = None, inner_tolerance: float = 1e-10, riesz_map="L2",
+    ):
+        gradient, size = problem.classifier_weights
+        if not size > 0:
+            raise ValueError(
+                f"Variable projection needs a strongly convex inner problem: weights_size must be positive, "
+                f"received {size!r}."
+            )
+        self.problem = problem
+        self._controls = Enlist([Control(s, riesz_map=riesz_map), Control(b, riesz_map=riesz_map)])
+        self._regularisation = problem.control_regularisation(s, b)
+        self._matrix = problem.readout.regularisation_matrix(gradient, size)
+        self._ridge = size
+        self._tolerance = inner_tolerance
+        zero = problem.readout.functions()
+        W, beta = W or zero[0], beta or zero[1]
+        self._start = problem.readout.weights_array(W).copy(), beta.dat.data_ro.ravel().copy()
+        self.solution: ClassifierSolution | None = None
+        self.inner_seconds = 0.0
+        self._inner: ClassifierProblem | None = None
+        self._point: tuple[Function, Function] = (s, b)
+        self._derivative = None
+
+    @property
+    def controls(self):
+        return self._controls
+
+    def __call__(self, values) -> AdjFloat:
+        """Return J(s, b). Raises :class:`~ctrlnet.sample_average.PropagationError` if a state is not finite."""
+        s, b = Enlist(values)
+        self._point = (s._ad_copy(), b._ad_copy())
+        self._derivative = None
+        regularisation = self._regularisation(list(self._point))
+        average = self.problem.average
+        features = average.features(*self.problem.network.layers(s, b))
+        began = time.perf_counter()
+        self._inner = ClassifierProblem(
+            features, self._matrix, self._ridge, average.loss, self.problem.network.comm,
+            inverse=None if self._inner is None else self._inner.inverse,
+        )
+        self.solution = self._inner.solve(*self._start, tolerance=self._tolerance)
+        self._start = self.solution.W, self.solution.beta
+        self.inner_seconds += time.perf_counter() - began
+        return AdjFloat(self.solution.value + regularisation)
+
+    def _cofunctions(self, gS: np.ndarray, gb: np.ndarray):
+        net = self.problem.network
+        return net.controls.s_cofunction(net.sampling, gS), net.controls.b_cofunction(net.sampling, gb)
+
+    def _require_point(self) -> None:
+        if self.solution is None:
+            raise ValueError("Evaluate the functional before its derivative: call it with the controls first.")
+
+    def derivative(self, adj_input: float = 1.0, apply_riesz: bool = False):
+        """Return dJ in S* x B* at the last evaluated controls (S x B with ``apply_riesz``)."""
+        self._require_point()
+        if self._derivative is None:
+            S, b = self.problem.network.layers(*self._point)
+            gS, gb, _, _ = self.problem.average.gradient(
+                S, b, self.solution.W, self.solution.beta, with_weights=False)
+            self._regularisation(list(self._point))
+            extra = self._regularisation.derivative()
+            self._derivative = [g + e for g, e in zip(self._cofunctions(gS, gb), extra, strict=True)]
+        out = []
+        for control, total in zip(self._controls, self._derivative, strict=True):
+            dual = control.control._ad_init_zero(dual=True)
+            dual.assign(adj_input * total)
+            out.append(control.control._ad_convert_riesz(dual, riesz_map=control.riesz_map) if apply_riesz else dual)
+        return self._controls.delist(out)
+
+    def hessian(self, m_dot, hessian_input=None, evaluate_tlm: bool = True, apply_riesz: bool = False):
+        """Return the Hessian of J times a direction: the Schur complement of the joint Hessian.
+
+        Costs two second-order sweeps and one solve with the classifier's Hessian.
+        """
+        self._require_point()
+        if hessian_input is not None:
+            raise ValueError("ProjectedFunctional.hessian takes no hessian_input: the functional is the last step.")
+        ds, db = Enlist(m_dot)
+        net, average = self.problem.network, self.problem.average
+        W, beta = self.solution.W, self.solution.beta
+        point = (*net.layers(*self._point), W, beta)
+        dS, dB = net.layers(ds, db)
+        _, _, mixed_W, mixed_beta = average.hessian(point, (dS, dB, np.zeros_like(W), np.zeros_like(beta)))
+        reaction = self._inner.solve_hessian(W, beta, -np.vstack([mixed_W, mixed_beta]))
+        hS, hb, _, _ = average.hessian(point, (dS, dB, reaction[:-1], reaction[-1]))
+        self._regularisation(list(self._point))
+        self._regularisation.derivative()
+        extra = self._regularisation.hessian([ds, db])
+        out = []
+        for control, h, e in zip(self._controls, self._cofunctions(hS, hb), extra, strict=True):
+            total = control.control._ad_init_zero(dual=True)
+            total.assign(h + e)
+            out.append(control.control._ad_convert_riesz(total, riesz_map=control.riesz_map) if apply_riesz else total)
+        return self._controls.delist(out)
+
+    def tlm(self, m_dot) -> float:
+        """Return the derivative of J in a direction."""
+        derivative = Enlist(self.derivative())
+        return sum(d._ad_dot(g) for d, g in zip(Enlist(m_dot), derivative, strict=True))
+
+    def classifier(self) -> tuple[Function, Function]:
+        """Return the best classifier (W, beta) at the last evaluated controls."""
+        self._require_point()
+        readout = self.problem.readout
+        W, beta = readout.functions()
+        readout.set_weights(W, self.solution.W)
+        beta.dat.data[:] = self.solution.beta.reshape(beta.dat.data_ro.shape)
+        return W, beta

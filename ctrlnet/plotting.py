@@ -1,0 +1,87 @@
+"""Figures: convergence curves, learned stencils, classified images. Rank 0 draws; the rest return at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+__all__ = ["plot_convergence", "plot_images", "plot_stencils"]
+
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=150)
+
+
+def plot_convergence(
+    path: str | Path, curves: Mapping[str, Sequence[Curve]], xlabel: str = "work units",
+    ylabel: str = "training objective",
+) -> None:
+    """Draw named curves against work; a name with several pieces (levels) is drawn in one colour.
+
+    Parameters
+    ----------
+    path
+        PNG file.
+    curves
+        name -> pieces, each a pair of abscissae and ordinates.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, pieces) in enumerate(curves.items()):
+        for piece, (x, y) in enumerate(pieces):
+            axes.semilogy(x, y, color=f"C{number}", marker=".", markersize=4, label=name if piece == 0 else None)
+            if piece:
+                axes.axvline(x[0], color=f"C{number}", linestyle=":", linewidth=0.8)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_stencils(path: str | Path, stencils: Mapping[str, np.ndarray], titles: Sequence[str]) -> None:
+    """Draw 3 x 3 stencils, one row a name (level), one column a title.
+
+    Parameters
+    ----------
+    stencils
+        name -> (columns, 3, 3), indexed by offsets [x, y]; drawn with y upwards, one colour scale a row.
+    """
+    columns = len(titles)
+    figure = Figure(figsize=(1.1 * columns + 1.2, 1.2 * len(stencils) + 0.5), layout="constrained")
+    grid = figure.subplots(len(stencils), columns, squeeze=False)
+    for row, (name, values) in zip(grid, stencils.items(), strict=True):
+        bound = np.abs(values).max() or 1.0
+        for axes, stencil in zip(row, values, strict=True):
+            image = axes.imshow(stencil.T, origin="lower", cmap="RdBu_r", vmin=-bound, vmax=bound)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        row[0].set_ylabel(name)
+        figure.colorbar(image, ax=list(row), shrink=0.8)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=8)
+    _save(figure, path)
+
+
+def plot_images(path: str | Path, images: np.ndarray, predicted: np.ndarray, labels: np.ndarray, columns: int = 10) -> None:
+    """Draw images with their predicted class; a wrong one is red and names the right class too."""
+    count = len(images)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(0.9 * columns, 1.1 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, guess, truth in zip(grid, images, predicted, labels, strict=False):
+        axes.imshow(image, cmap="gray_r")
+        right = guess == truth
+        axes.set_title(str(guess) if right else f"{guess} ({truth})", fontsize=9, color="black" if right else "red")
+    _save(figure, path)

@@ -1,0 +1,202 @@
+r"""The training problem: sample average plus regularisation, as a pyadjoint reduced functional."""
+
+from __future__ import annotations
+
+import numpy as np
+from firedrake import Cofunction, Function, assemble
+from firedrake.adjoint import Control, ReducedFunctional
+from pyadjoint import (
+    AdjFloat,
+    Block,
+    Tape,
+    annotate_tape,
+    continue_annotation,
+    get_working_tape,
+    pause_annotation,
+    set_working_tape,
+    stop_annotating,
+)
+
+from ctrlnet.losses import Loss
+from ctrlnet.readout import Readout
+from ctrlnet.sample import Sample
+from ctrlnet.sample_average import SampleAverage
+from ctrlnet.work import Work
+
+__all__ = ["SampleAverageBlock", "TrainingProblem"]
+
+
+class SampleAverageBlock(Block):
+    """The map (s, b, W, beta) -> average loss, S x B x W x R^K -> R, streamed over the sample.
+
+    The adjoint maps R -> S* x B* x W* x R^K*; the Hessian is forward over reverse, exact for the discrete
+    scheme.
+    """
+
+    def __init__(self, average: SampleAverage, controls):
+        super().__init__()
+        self.average = average
+        for control in controls:
+            self.add_dependency(control)
+
+    def arrays(self, functions) -> tuple[np.ndarray, ...]:
+        """Return (S, b, W, beta) of four Functions; None stands for zero."""
+        net, readout = self.average.network, self.average.readout
+        s, b, W, beta = (f if f is not None else z for f, z in zip(functions, self._zeros(), strict=True))
+        return (*net.layers(s, b), readout.weights_array(W), beta.dat.data_ro.ravel())
+
+    def _zeros(self):
+        return (*self.average.network.controls.functions(), *self.average.readout.functions())
+
+    def cofunctions(self, gS, gb, gW, gbeta) -> tuple[Cofunction, ...]:
+        """Return derivatives as Cofunctions, each in the dual of its control's space."""
+        net, readout = self.average.network, self.average.readout
+        bias = Cofunction(readout.bias_space.dual())
+        bias.dat.data[:] = gbeta.reshape(bias.dat.data_ro.shape)
+        return (
+            net.controls.s_cofunction(net.sampling, gS),
+            net.controls.b_cofunction(net.sampling, gb),
+            readout.set_weights(Cofunction(readout.weights_space.dual()), gW),
+            bias,
+        )
+
+    def recompute_component(self, inputs, block_variable, idx, prepared):
+        return self.average.value(*self.arrays(inputs))
+
+    def prepare_evaluate_adj(self, inputs, adj_inputs, relevant_dependencies):
+        gradient = self.average.gradient(*self.arrays(inputs))
+        return self.cofunctions(*(float(adj_inputs[0]) * g for g in gradient))
+
+    def evaluate_adj_component(self, inputs, adj_inputs, block_variable, idx, prepared=None):
+        return prepared[idx]
+
+    def evaluate_tlm_component(self, inputs, tlm_inputs, block_variable, idx, prepared=None):
+        return self.average.tangent(self.arrays(inputs), self.arrays(tlm_inputs))
+
+    def prepare_evaluate_hessian(self, inputs, hessian_inputs, adj_inputs, relevant_dependencies):
+        point = self.arrays(inputs)
+        direction = self.arrays([d.tlm_value for d in self.get_dependencies()])
+        seed = float(adj_inputs[0] or 0.0)
+        change = float(hessian_inputs[0] or 0.0)
+        result = [seed * h for h in self.average.hessian(point, direction)]
+        if change:
+            result = [h + change * g for h, g in zip(result, self.average.gradient(*point), strict=True)]
+        return self.cofunctions(*result)
+
+    def evaluate_hessian_component(
+        self, inputs, hessian_inputs, adj_inputs, block_variable, idx, relevant_dependencies, prepared=None
+    ):
+        return prepared[idx]
+
+
+class TrainingProblem:
+    r"""Minimise over s, b, W, beta: mean loss + R(s, b) + R(W).
+
+    .. math::
+
+        \frac1n \sum_i \ell(c_i, y_i) + \frac{\alpha}{2}\int |s|^2+|b|^2\,dt
+        + \frac{\gamma}{2}\int |\dot s|^2+|\dot b|^2\,dt
+        + \frac{\rho}{2} \int |\nabla W|^2\,dx + \frac{\epsilon}{2} (\int |W|^2\,dx + |\beta|^2)
+
+    Parameters
+    ----------
+    readout
+        The network with its readout.
+    sample
+        The training sample.
+    loss
+        Default: softmax cross-entropy.
+    control_size, control_roughness
+        alpha and gamma.
+    weights_gradient, weights_size
+        rho and epsilon.
+    memory_limit
+        Bytes a rank may use to keep trajectories.
+    work
+        Counter of sweeps.
+    """
+
+    def __init__(
+        self, readout: Readout, sample: Sample, loss: Loss | None = None, *, control_size: float = 1e-4,
+        control_roughness: float = 0.0, weights_gradient: float = 1e-4, weights_size: float = 1e-4,
+        memory_limit: int = 2**31, work: Work | None = None,
+    ):
+        self.readout = readout
+        self.network = readout.network
+        self.average = SampleAverage(readout, sample, loss, memory_limit, work)
+        self.control_weights = (control_size, control_roughness)
+        self.classifier_weights = (weights_gradient, weights_size)
+        # Negative weights must be refused here, not at the first evaluation.
+        s, b, W, beta = self.controls()
+        self.network.controls.regularisation(s, b, *self.control_weights)
+        readout.regularisation(W, beta, *self.classifier_weights)
+
+    @property
+    def work(self) -> Work:
+        return self.average.work
+
+    def controls(self, rng: np.random.Generator | None = None, scale: float = 0.1) -> tuple[Function, ...]:
+        """Return (s, b, W, beta): zero, or s drawn from ``rng`` with standard deviation ``scale``."""
+        controls = self.network.controls
+        start = controls.functions() if rng is None else controls.random(rng, scale)
+        return (*start, *self.readout.functions())
+
+    def average_loss(self, s: Function, b: Function, W: Function, beta: Function) -> AdjFloat:
+        """Return the mean loss, annotated on the working tape as one block."""
+        block = SampleAverageBlock(self.average, (s, b, W, beta))
+        with stop_annotating():
+            value = AdjFloat(self.average.value(*block.arrays((s, b, W, beta))))
+        if annotate_tape():
+            get_working_tape().add_block(block)
+            block.add_output(value.create_block_variable())
+        return value
+
+    def functional(self, s: Function, b: Function, W: Function, beta: Function) -> AdjFloat:
+        """Return the objective, annotated on the working tape."""
+        J = self.average_loss(s, b, W, beta)
+        J = J + assemble(self.network.controls.regularisation(s, b, *self.control_weights))
+        for form in self.readout.regularisation(W, beta, *self.classifier_weights):
+            J = J + assemble(form)
+        return J
+
+    def reduced_functional(self, s: Function, b: Function, W: Function, beta: Function) -> ReducedFunctional:
+        """Return the objective as a pyadjoint ReducedFunctional of all four controls, on a tape of its own."""
+        controls = (s, b, W, beta)
+        with own_tape() as tape:
+            J = self.functional(*controls)
+            return ReducedFunctional(J, [Control(c) for c in controls], tape=tape)
+
+    def control_regularisation(self, s: Function, b: Function) -> ReducedFunctional:
+        """Return R(s, b) as a ReducedFunctional, on a tape of its own."""
+        with own_tape() as tape:
+            R = assemble(self.network.controls.regularisation(s, b, *self.control_weights))
+            return ReducedFunctional(R, [Control(s), Control(b)], tape=tape)
+
+    def accuracy(self, sample: Sample, s: Function, b: Function, W: Function, beta: Function) -> float:
+        """Return the share of correctly classified images of any sample."""
+        return self.on_sample(sample).accuracy(*self.arrays(s, b, W, beta))
+
+    def arrays(self, s: Function, b: Function, W: Function, beta: Function) -> tuple[np.ndarray, ...]:
+        """Return (S, b, W, beta) as the arrays of :class:`SampleAverage`."""
+        return (*self.network.layers(s, b), self.readout.weights_array(W), beta.dat.data_ro.ravel().copy())
+
+    def on_sample(self, sample: Sample) -> SampleAverage:
+        """Return the average loss over another sample, with work counted apart."""
+        return SampleAverage(self.readout, sample, self.average.loss)
+
+
+class own_tape:
+    """Context in which annotation goes to a new tape; the caller's tape and annotation state come back."""
+
+    def __enter__(self) -> Tape:
+        self._annotating = annotate_tape()
+        self._outer = get_working_tape()
+        tape = Tape()
+        set_working_tape(tape)
+        continue_annotation()
+        return tape
+
+    def __exit__(self, *_) -> None:
+        set_working_tape(self._outer)
+        if not self._annotating:
+            pause_annotation()
