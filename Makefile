@@ -28,10 +28,8 @@ help:
 install:
 	@.setup/install.sh
 
-demo: where = $(if $(findstring --output,$(ARGS)),the folder given by --output,results/mnist_multiscale/)
 demo: install
 	@$(run) demos/mnist_multiscale/mnist_multiscale.py $(ARGS)
-	@$(if $(filter -h --help,$(ARGS)),,echo 'The figures and results.json are in $(where).')
 
 test: install
 	@$(pytest) -m 'not slow' $(ARGS)

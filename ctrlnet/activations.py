@@ -150,7 +150,8 @@ tanh = Activation(
     keeps_value=True,
 )
 identity = Activation("identity", lambda z: z)
-relu = Activation("relu", lambda z: ufl.conditional(ufl.gt(z, 0), z, 0))
+# The comparisons of relu and smoothed_relu are such that a NaN fails them all and is returned.
+relu = Activation("relu", lambda z: ufl.conditional(ufl.le(z, 0), 0, z))
 
 
 def smoothed_relu(eta: float = 0.1) -> Activation:
@@ -168,6 +169,6 @@ def smoothed_relu(eta: float = 0.1) -> Activation:
 
     def expression(z: Expr) -> Expr:
         parabola = (z + eta) * (z + eta) / (4 * eta)
-        return ufl.conditional(ufl.ge(z, eta), z, ufl.conditional(ufl.gt(z, -eta), parabola, 0))
+        return ufl.conditional(ufl.le(z, -eta), 0, ufl.conditional(ufl.lt(z, eta), parabola, z))
 
     return Activation(f"smoothed_relu({eta:g})", expression)

@@ -21,9 +21,8 @@ from firedrake import (
     VectorFunctionSpace,
     dS,
     dx,
-    grad,
+    elem_mult,
     inner,
-    jump,
     prolong,
 )
 from pyadjoint import stop_annotating
@@ -169,8 +168,11 @@ class ControlSpace:
         """Return the derivative with respect to b: layers' derivatives (layers, C) -> b_space*."""
         return _cofunction(self.b_space, sampling, gradient)
 
-    def regularisation(self, s: Function, b: Function, size: float = 0.0, roughness: float = 0.0):
-        r"""Return the UFL form :math:`\frac{\alpha}{2}\int|s|^2+|b|^2\,dt + \frac{\gamma}{2}\int|\dot s|^2+|\dot b|^2\,dt`.
+    def regularisation(self, s: Function, b: Function, size: float = 0.0, roughness: float = 0.0, scales=None):
+        r"""Return the UFL form of the controls' regularisation,
+
+        .. math:: \frac{\alpha}{2}\int \sum_j \omega_j^2|s_j|^2 + |b|^2\,dt
+            + \frac{\gamma}{2}\int \sum_j \omega_j^2|\dot s_j|^2 + |\dot b|^2\,dt.
 
         For piecewise constant controls the second term is that of the jumps over the distance of the
         cells' midpoints, :math:`\sum |[s]|^2/\Delta t`.
@@ -179,21 +181,38 @@ class ControlSpace:
         ----------
         size, roughness
             alpha and gamma, not negative.
+        scales
+            omega (J,), positive; default 1. The norm of :math:`D_j` on the finest mesh makes a coefficient
+            that is small on a coarse mesh one that is small on the fine mesh too.
+
+        Raises
+        ------
+        ValueError
+            If a weight is negative, or the scales are not J positive numbers.
         """
         if size < 0 or roughness < 0:
             raise ValueError(
                 f"Regularisation weights must not be negative, received size={size!r}, roughness={roughness!r}."
             )
         alpha, gamma = Constant(size), Constant(roughness)
+        square = self._weighted_square(scales)
         form = 0
-        for u in (s, b):
-            form += alpha / 2 * inner(u, u) * dx
+        for u, norm in ((s, square), (b, lambda v: inner(v, v))):
+            form += alpha / 2 * norm(u) * dx
             if self.degree:
-                form += gamma / 2 * inner(grad(u), grad(u)) * dx
+                form += gamma / 2 * norm(u.dx(0)) * dx
             elif self.cells > 1:
-                width = Constant(self.T / self.cells)
-                form += gamma / (2 * width) * inner(jump(u), jump(u)) * dS
+                form += gamma / Constant(2 * self.T / self.cells) * norm(u("+") - u("-")) * dS
         return form
+
+    def _weighted_square(self, scales):
+        if scales is None:
+            return lambda v: inner(v, v)
+        scales = np.asarray(scales, dtype=float)
+        if scales.shape != (self.operators,) or not (scales > 0).all():
+            raise ValueError(f"scales must be {self.operators} positive numbers, one an operator; received {scales}.")
+        weight = Constant(np.repeat(scales**2, self.features**2))
+        return lambda v: inner(elem_mult(weight, v), v)
 
 
 def _cofunction(space, sampling: np.ndarray, gradient: np.ndarray) -> Cofunction:

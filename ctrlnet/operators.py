@@ -186,6 +186,11 @@ class Operators:
         return matrix
 
     @cached_property
+    def norms(self) -> np.ndarray:
+        r"""Maximum norms :math:`\|D_j\|_\infty` (J,): how much an operator can enlarge a state on this mesh."""
+        return np.array([m.norm(PETSc.NormType.NORM_INFINITY) for m in self.matrices])
+
+    @cached_property
     def table(self) -> StencilTable:
         """Rows of all operators for the fused sweeps."""
         return StencilTable(self.matrices)
@@ -247,40 +252,53 @@ def stencil_operators(V: WithGeometry) -> Operators:
 
 
 def interior_stencil(operators: Operators, coefficients: np.ndarray) -> np.ndarray:
-    r"""Return the stencil of :math:`\sum_j c_j D_j` at an interior node of a uniform tensor-product mesh.
+    r"""Return the stencil of :math:`\sum_j c_j D_j` at an interior node of a uniform tensor-product mesh. Collective.
 
     Parameters
     ----------
     operators
-        On a mesh with at least 4 cells along each axis.
+        On a mesh with at least 2 cells along each axis.
     coefficients
-        (J,).
+        (J,) or, for several stencils at once, (J, m).
 
     Returns
     -------
     numpy.ndarray
-        Shape (3,) * dim, indexed by offsets [x, y, z] = -1, 0, 1; on this rank's part of the mesh.
+        Shape (3,) * dim, or (m,) + (3,) * dim, indexed by offsets [x, y, z] = -1, 0, 1; the same on every rank.
 
     Raises
     ------
     ValueError
-        If this rank owns no node with all :math:`3^{dim}` neighbours around it.
+        If no rank owns a node whose neighbours lie on a uniform grid around it.
     """
+    found = next((v for v in operators.mesh.comm.allgather(_interior_row(operators)) if v is not None), None)
+    if found is None:
+        raise ValueError(
+            f"No node of {operators.mesh} has its neighbours on a uniform grid around it; a stencil belongs to a "
+            "uniform mesh of intervals, quadrilaterals or hexahedra with at least 2 cells along each axis."
+        )
+    steps, values = found
+    coefficients = np.asarray(coefficients)
+    out = np.zeros((3,) * steps.shape[1] + coefficients.shape[1:])
+    out[tuple((steps + 1).T)] = values @ coefficients
+    return np.moveaxis(out, -1, 0) if coefficients.ndim == 2 else out
+
+
+def _interior_row(operators: Operators) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return offsets (neighbours, dim) in mesh widths and values (neighbours, J) of one interior node, if any."""
     V, table = operators.space, operators.table
     dimension = V.mesh().topological_dimension
     places = np.zeros((table.nodes, dimension))
-    places[: table.owned] = Function(VectorFunctionSpace(V.mesh(), V.ufl_element())).interpolate(
-        SpatialCoordinate(V.mesh())).dat.data_ro.reshape(-1, dimension)
+    coordinates = Function(VectorFunctionSpace(V.mesh(), V.ufl_element())).interpolate(SpatialCoordinate(V.mesh()))
+    places[: table.owned] = coordinates.dat.data_ro.reshape(-1, dimension)
     table.halo.update(places)
-    low, high = places.min(axis=0), places.max(axis=0)
-    inside = ((places[: table.owned] > low + 1e-9) & (places[: table.owned] < high - 1e-9)).all(axis=1)
-    for node in np.flatnonzero(inside):
+    for node in range(table.owned):
         neighbours, values = table.forward.row(node)
         offsets = places[neighbours] - places[node]
-        width = np.abs(offsets).max(axis=0)
-        steps = np.rint(offsets / np.where(width > 0, width, 1.0)).astype(int)
-        if (width > 0).all() and np.allclose(offsets, steps * width):
-            out = np.zeros((3,) * dimension)
-            out[tuple((steps + 1).T)] = values @ coefficients
-            return out
-    raise ValueError("No interior node of a uniform mesh is found here: the stencil is that of such a node only.")
+        width = offsets.max(axis=0)
+        if (width > 0).all():
+            steps = np.rint(offsets / width).astype(int)
+            symmetric = {tuple(-s) for s in steps} == {tuple(s) for s in steps}
+            if symmetric and np.abs(steps).max() == 1 and np.allclose(offsets, steps * width):
+                return steps, values
+    return None

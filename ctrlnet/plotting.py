@@ -72,7 +72,9 @@ def plot_stencils(path: str | Path, stencils: Mapping[str, np.ndarray], titles: 
     _save(figure, path)
 
 
-def plot_images(path: str | Path, images: np.ndarray, predicted: np.ndarray, labels: np.ndarray, columns: int = 10) -> None:
+def plot_images(
+    path: str | Path, images: np.ndarray, predicted: np.ndarray, labels: np.ndarray, columns: int = 10
+) -> None:
     """Draw images with their predicted class; a wrong one is red and names the right class too."""
     count = len(images)
     rows = -(-count // columns)

@@ -108,6 +108,8 @@ class TrainingProblem:
         Default: softmax cross-entropy.
     control_size, control_roughness
         alpha and gamma.
+    control_scales
+        omega_j of :meth:`ctrlnet.ControlSpace.regularisation`.
     weights_gradient, weights_size
         rho and epsilon.
     memory_limit
@@ -118,13 +120,13 @@ class TrainingProblem:
 
     def __init__(
         self, readout: Readout, sample: Sample, loss: Loss | None = None, *, control_size: float = 1e-4,
-        control_roughness: float = 0.0, weights_gradient: float = 1e-4, weights_size: float = 1e-4,
+        control_roughness: float = 0.0, control_scales=None, weights_gradient: float = 1e-4, weights_size: float = 1e-4,
         memory_limit: int = 2**31, work: Work | None = None,
     ):
         self.readout = readout
         self.network = readout.network
         self.average = SampleAverage(readout, sample, loss, memory_limit, work)
-        self.control_weights = (control_size, control_roughness)
+        self.control_weights = (control_size, control_roughness, control_scales)
         self.classifier_weights = (weights_gradient, weights_size)
         # Negative weights must be refused here, not at the first evaluation.
         s, b, W, beta = self.controls()

@@ -129,9 +129,10 @@ def propagate(network: Network, s: Function, b: Function, Y0: Function) -> Funct
             f"Y0 lives on {space.mesh()}, the operators on {network.operators.mesh}. Use network.on(space) to "
             "rediscretise the operators there."
         )
-    if space.value_size % network.features or space.dim() // space.value_size != network.space.dim():
+    nodes = space.dim() // space.value_size
+    if space.value_size % network.features or nodes != network.space.dim():
         raise ValueError(
-            f"Y0 has {space.value_size} components on {space.dim() // space.value_size} nodes; a state needs a multiple of "
+            f"Y0 has {space.value_size} components on {nodes} nodes; a state needs a multiple of "
             f"{network.features} components on {network.space.dim()} nodes. Use network.state_space(images)."
         )
     block = PropagationBlock(network, s, b, Y0)

@@ -150,7 +150,9 @@ class Readout:
     # Regularisation and transfer.
 
     def regularisation(self, W: Function, beta: Function, gradient: float = 0.0, size: float = 0.0):
-        r"""Return the UFL forms :math:`\frac{\rho}{2}\int|\nabla W|^2\,dx + \frac{\epsilon}{2}(\int|W|^2\,dx + |\beta|^2)`.
+        r"""Return the UFL forms of the classifier's regularisation,
+
+        .. math:: \frac{\rho}{2}\int|\nabla W|^2\,dx + \frac{\epsilon}{2} \Bigl(\int|W|^2\,dx + |\beta|^2\Bigr).
 
         The part of W is a form on the readout mesh, the part of beta one on its own: a pair.
         """

@@ -79,7 +79,9 @@ class SampleAverage:
         work: Work | None = None,
     ):
         if sample.classes != readout.classes:
-            raise ValueError(f"The sample has {sample.classes} classes, the readout {readout.classes}; they must agree.")
+            raise ValueError(
+                f"The sample has {sample.classes} classes, the readout {readout.classes}; they must agree."
+            )
         if memory_limit < 0:
             raise ValueError(f"memory_limit must not be negative, received {memory_limit!r} bytes.")
         self.readout = readout
@@ -97,10 +99,8 @@ class SampleAverage:
         count = -(-len(sample) // self.chunk_images)
         edges = [(k * self.chunk_images, min(len(sample), (k + 1) * self.chunk_images)) for k in range(count)]
         self._chunks = [_Chunk(k, *e) for k, e in enumerate(edges)]
-        rows = self.network.sweep.table.nodes * (self.network.steps + 1) + self.network.sweep.table.owned * self.network.steps
-        needed_bytes = rows * self.network.features * self.chunk_images * self.network.sweep.dtype.itemsize * count
-        keeps = self.network.comm.allreduce(needed_bytes <= memory_limit, op=MPI.LAND)
-        self.keeps_trajectories = bool(keeps)
+        needed_bytes = self.network.sweep.trajectory_bytes(self.network.steps, self.chunk_images) * count
+        self.keeps_trajectories = bool(self.network.comm.allreduce(needed_bytes <= memory_limit, op=MPI.LAND))
         self._buffers: dict[int, Trajectory] = {}
         self._point: tuple[np.ndarray, np.ndarray] | None = None
 

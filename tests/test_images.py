@@ -31,6 +31,7 @@ from firedrake import (
     pi,
     sin,
 )
+from mpi4py import MPI
 from scipy.spatial import KDTree
 
 from ctrlnet.transfer.images import PixelProjection, average_pixels
@@ -268,11 +269,16 @@ def test_values_do_not_depend_on_the_rank_count():
         serial, V = space(make(COMM_SELF)), space(make(COMM_WORLD))
         expected = PixelProjection(serial, shape)(images)
         values = PixelProjection(V, shape)(images)
-        assert len(values) == V.dof_dset.size
-        assert V.comm.allreduce(len(values)) == len(expected)
         distance, match = KDTree(node_coordinates(serial)).query(node_coordinates(V))
-        assert distance.max(initial=0) < 1e-12
-        np.testing.assert_allclose(values, expected[match], rtol=1e-12)
+        error = np.abs(values - expected[match]).max(initial=0) / 255
+        # Collective figures: a rank that failed alone would leave the others waiting.
+        nodes, distance, error = (
+            V.comm.allreduce(len(values)),
+            V.comm.allreduce(distance.max(initial=0), op=MPI.MAX),
+            V.comm.allreduce(error, op=MPI.MAX),
+        )
+        assert nodes == len(expected) and distance < 1e-12
+        assert error < 1e-13, f"{V.comm.size} ranks differ from one by {error} of full scale"
 
 
 @pytest.mark.parametrize("shape", [(12,), (8, 12), (4, 8, 12)])

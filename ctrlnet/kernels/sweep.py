@@ -121,6 +121,11 @@ class FusedSweep:
         kept = aligned_zeros((layers, self.table.owned, self.features, images), self.dtype) if keep else None
         return Trajectory(states, kept, self.table.owned)
 
+    def trajectory_bytes(self, layers: int, images: int) -> int:
+        """Return the size of a trajectory with everything kept."""
+        rows = self.table.nodes * (layers + 1) + self.table.owned * layers
+        return rows * self.features * images * self.dtype.itemsize
+
     def field(self, images: int, ghosts: bool = False) -> np.ndarray:
         """Return a zero field of a chunk."""
         rows = self.table.nodes if ghosts else self.table.owned

@@ -77,10 +77,10 @@ class QuasiNewton:
         self._budget = work_budget
         self._callback = callback
         self._loss = loss
-        self._guarded = _GuardedFunctional(functional)
-        options = PARAMETERS | {"tao_max_it": max(iterations, 1), "tao_grtol": relative_gradient} | dict(parameters or {})
+        limits = {"tao_max_it": max(iterations, 1), "tao_grtol": relative_gradient}
         self._solver = TAOSolver(
-            MinimizationProblem(self._guarded), options, options_prefix="", comm=COMM_SELF
+            MinimizationProblem(_GuardedFunctional(functional)), PARAMETERS | limits | dict(parameters or {}),
+            options_prefix="", comm=COMM_SELF,
         )
         self._solver.tao.setMonitor(self._monitor)
         self._solver.tao.setConvergenceTest(self._test)

@@ -16,14 +16,15 @@ from pathlib import Path
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
 parser.add_argument("--levels", type=int, nargs="+", default=[7, 14, 28], help="cells along each side, coarsest first")
 parser.add_argument("--features", type=int, default=4)
-parser.add_argument("--layers", type=int, default=4)
+parser.add_argument("--layers", type=int, default=8)
 parser.add_argument("--time", type=float, default=4.0, help="final time T")
 parser.add_argument("--operators", choices=["low", "stencil"], default="low",
                     help="1, d/dx, d/dy, Laplacian; or all nine of the 3x3 stencil basis")
-parser.add_argument("--readout", type=int, default=7, help="cells along each side of the classifier's mesh")
+parser.add_argument("--readout", type=int, default=4, help="cells along each side of the classifier's mesh")
 parser.add_argument("--train", type=int, help="training images (default: all)")
 parser.add_argument("--test", type=int, help="test images (default: all)")
-parser.add_argument("--iterations", type=int, default=30, help="quasi-Newton iterations a level")
+parser.add_argument("--iterations", type=int, nargs="+", default=[10, 8, 10],
+                    help="quasi-Newton iterations, of all or of each level")
 parser.add_argument("--data", help="folder with the four IDX files of MNIST (default: the shipped sample)")
 parser.add_argument("--mesh", help="a .msh file of the square [0, 28]^2 that takes the finest level's place")
 parser.add_argument("--seed", type=int, default=0)
@@ -75,9 +76,16 @@ operators = [basis(FunctionSpace(mesh, "CG", 1)) for mesh in meshes]
 controls = cn.ControlSpace(arguments.time, arguments.layers, operators[0], arguments.features)
 networks = [cn.Network(on_mesh, controls) for on_mesh in operators]
 
+iterations = arguments.iterations
+if len(iterations) == 1:
+    iterations = iterations * len(meshes)
+elif len(iterations) != len(meshes):
+    parser.error(f"--iterations takes one number, or one for each of the {len(meshes)} levels.")
+
 # The classifier lives on a coarse mesh, whatever the level.
 readout_space = FunctionSpace(quadrilaterals(arguments.readout), "CG", 1)
-regularisation = dict(control_size=1e-3, weights_gradient=1e-2, weights_size=1e-3)
+# A coefficient is weighed by its operator's norm on the finest mesh: what stays small there carries over.
+regularisation = dict(control_size=3e-4, control_scales=operators[-1].norms, weights_gradient=1e-2, weights_size=1e-3)
 work = cn.Work()
 
 
@@ -102,7 +110,7 @@ class Bar:
 
     def __init__(self, title, total):
         self.bar = tqdm(total=total, desc=f"{title:>14}", disable=not root, file=sys.stdout,
-                        bar_format="{desc} |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}] {postfix}")
+                        mininterval=0.5, bar_format="{desc} |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]")
 
     def show(self, position, iteration):
         self.bar.update(min(position, self.bar.total) - self.bar.n)
@@ -120,14 +128,14 @@ bars = {}
 
 def report(level, iteration):
     if level not in bars:
-        bars[level] = Bar(names[level], arguments.iterations)
+        bars[level] = Bar(names[level], iterations[level])
     bars[level].show(iteration.number, iteration)
-    if iteration.number == arguments.iterations:
+    if iteration.number == iterations[level]:
         bars[level].bar.close()
 
 
 results = cn.train_multiscale(
-    [problem(k, work) for k in range(len(meshes))], *start, iterations=arguments.iterations, callback=report)
+    [problem(k, work) for k in range(len(meshes))], *start, iterations=iterations, callback=report)
 
 # The finest mesh alone, from the same start, for the same work.
 alone_bar = Bar(f"{names[-1]} only", round(work.total / unit))
@@ -137,8 +145,13 @@ alone = cn.train_level(
     callback=lambda iteration: alone_bar.show(round(alone_problem.work.total / unit), iteration))
 alone_bar.bar.close()
 
-# No layers: the classifier on the images alone.
-linear = cn.train_level(problem(finest, cn.Work()), *controls.functions(), iterations=0)
+# The linear reference: no layers, a classifier of the image itself with a field of full resolution.
+image_only = cn.ControlSpace(arguments.time, 1, operators[finest], features=1)
+linear = cn.train_level(
+    cn.TrainingProblem(
+        cn.Readout(cn.Network(operators[finest], image_only), classes=10),
+        train.averaged(28 // arguments.levels[finest]), **regularisation),
+    *image_only.functions(), iterations=0)
 seconds = time.perf_counter() - began
 
 # The table, and every number in it by name.
@@ -149,7 +162,7 @@ say("\n" + " ".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True)))
 
 
 def row(title, key, level, result):
-    sample = (len(train), operators[level].nodes, networks[level].steps)
+    sample = (len(train), operators[level].nodes, result.problem.network.steps)
     accuracies = evaluate(level, result)
     values = {
         "nodes": sample[1], "layers": sample[2], "iterations": result.history.last.number,
@@ -168,7 +181,7 @@ def row(title, key, level, result):
 for level, result in enumerate(results):
     row(names[level], f"level_{names[level]}", level, result)
 row(f"{names[-1]} only", "fine_only", finest, alone)
-row("no layers", "linear", finest, linear)
+row("linear", "linear", finest, linear)
 
 
 # Work to the same training objective on the finest mesh: the larger of the two final ones.
@@ -198,20 +211,23 @@ final = results[-1]
 sample_average = final.problem.on_sample(test.averaged(28 // arguments.levels[-1]))
 predicted = sample_average.scores(*final.problem.arrays(*final.controls)).argmax(axis=0)
 output = Path(arguments.output)
-if root:
-    def curve(history):
-        return [w / unit for w in history.column("work")], history.column("objective")
+layer = min(1, arguments.layers - 1)
+shown = [(o, i) for o in range(min(2, arguments.features)) for i in range(min(4, arguments.features))]
+stencils = {}
+for level, result in enumerate(results[: len(meshes) - bool(arguments.mesh)]):
+    S = networks[level].layers(result.s, result.b)[0][layer]
+    stencils[names[level]] = cn.interior_stencil(operators[level], np.stack([S[:, o, i] for o, i in shown], axis=1))
 
+
+def curve(history):
+    return [w / unit for w in history.column("work")], history.column("objective")
+
+
+if root:
     plot_convergence(output / "convergence.png", {
         "multiscale": [curve(r.history) for r in results], f"{names[-1]} only": [curve(alone.history)]})
-    if not arguments.mesh:
-        layer = min(1, arguments.layers - 1)
-        shown = [(o, i) for o in range(min(2, arguments.features)) for i in range(min(4, arguments.features))]
-        plot_stencils(output / "stencils.png", {
-            name: np.stack([cn.interior_stencil(operators[k], r.problem.network.layers(r.s, r.b)[0][layer, :, o, i])
-                            for o, i in shown])
-            for k, (name, r) in enumerate(zip(names, results, strict=True))
-        }, [f"feature {i} to {o}" for o, i in shown])
+    if stencils:
+        plot_stencils(output / "stencils.png", stencils, [f"feature {i} to {o}" for o, i in shown])
     plot_images(output / "digits.png", test.images[:40], predicted[:40], test.labels[:40])
 cn.write_results(output, figures, vars(arguments), COMM_WORLD, histories={
     "multiscale": [r.history.as_dict() for r in results], "fine_only": alone.history.as_dict()})
