@@ -159,6 +159,20 @@ class ClassifierProblem:
         curvature = np.einsum("ikk->i", self._image_hessians(scores)) / classes
         return self._averaged_block(curvature) if count <= _DENSE else self._sparse(curvature)
 
+    def _factorise_or_fail(self, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Factorise, with a breakdown on any rank raised on all of them."""
+        try:
+            inverse, problem = self.factorise(scores), None
+        except (np.linalg.LinAlgError, ValueError) as error:
+            inverse, problem = None, str(error)
+        worst = next((p for p in self.comm.allgather(problem) if p is not None), None)
+        if worst is not None:
+            raise InnerSolveError(
+                f"The classifier's Hessian could not be factorised ({worst}): the features are out of range. "
+                "Use smaller controls, more layers, or a larger weights_size."
+            )
+        return inverse
+
     def _add_regulariser(self, block: np.ndarray) -> None:
         copies = (block.shape[0] - 1) // self.regulariser.shape[0]
         block[:-1, :-1] += sp.kron(self.regulariser, sp.identity(copies)).toarray()
@@ -241,6 +255,7 @@ class ClassifierProblem:
         self.inverse = self.factorise(scores)
         return self._newton_direction(scores, -rhs, rtol, 1000)[0]
 
+    @np.errstate(over="ignore", invalid="ignore")  # checked below, where it ends the solve
     def solve(
         self, W: np.ndarray, beta: np.ndarray, tolerance: float = 1e-10, most_newton: int = 50,
         most_krylov: int = 30,
@@ -261,12 +276,17 @@ class ClassifierProblem:
             g = self._pull(
                 self.loss.gradient(scores, self.features.labels, self.features.weights), W, beta)
             if self.inverse is None or count > _PATIENCE:
-                self.inverse = self.factorise(scores)
+                self.inverse = self._factorise_or_fail(scores)
             # A direction to a few digits needs no more than single precision; the gradient is double.
             direction, count = self._newton_direction(scores.astype(np.float32), g, relative, most_krylov, single)
             krylov += count
             slope = float((g * direction).sum())
             decrement, last = -0.5 * slope, decrement
+            if not np.isfinite(decrement):
+                raise InnerSolveError(
+                    f"The classifier's Newton step is not finite: the features reach {np.abs(single).max():.1e}. "
+                    "Smaller controls, or more layers, keep the state in range."
+                )
             relative = float(np.clip(np.sqrt(decrement / (1 + loss)) * 10, 1e-3, 0.1))
             dW, dbeta = direction[:-1], direction[-1]
             change = self._scores(dW, dbeta)

@@ -11,6 +11,7 @@ from firedrake.adjoint import MinimizationProblem, TAOSolver
 from petsc4py import PETSc
 from pyadjoint.reduced_functional import AbstractReducedFunctional
 
+from ctrlnet.optimise.classifier import InnerSolveError
 from ctrlnet.optimise.history import History, Iteration
 from ctrlnet.sample_average import PropagationError
 from ctrlnet.work import Work
@@ -137,10 +138,14 @@ _REASONS = {
 
 
 class _GuardedFunctional(AbstractReducedFunctional):
-    """A functional that is +infinity where the propagation is not finite, so that a line search steps back."""
+    """A functional that is large and flat where the propagation is not finite, so that a line search steps back.
+
+    Not infinite: TAO's line searches give up on an infinite trial value instead of shortening the step.
+    """
 
     def __init__(self, functional: AbstractReducedFunctional):
         self._functional = functional
+        self._penalty = 1e6
 
     @property
     def controls(self):
@@ -149,10 +154,12 @@ class _GuardedFunctional(AbstractReducedFunctional):
     def __call__(self, values):
         self._failed = False
         try:
-            return self._functional(values)
-        except PropagationError:
+            value = self._functional(values)
+            self._penalty = 10.0 * (1.0 + abs(float(value)))
+            return value
+        except (PropagationError, InnerSolveError):
             self._failed = True
-            return float("inf")
+            return self._penalty
 
     def derivative(self, adj_input=1.0, apply_riesz=False):
         if self._failed:

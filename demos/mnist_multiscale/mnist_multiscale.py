@@ -53,6 +53,17 @@ def quadrilaterals(cells):
     return RectangleMesh(cells, cells, SIDE, SIDE, quadrilateral=True)
 
 
+# What can be wrong with the arguments is said before anything is computed.
+if arguments.mesh and not Path(arguments.mesh).is_file():
+    parser.error(f"There is no mesh file {arguments.mesh}; one is meshes/square.msh.")
+if arguments.mesh and arguments.operators == "stencil":
+    parser.error("--operators stencil needs quadrilaterals; use --operators low with --mesh.")
+iterations = arguments.iterations
+if len(iterations) == 1:
+    iterations = iterations * len(arguments.levels)
+elif len(iterations) != len(arguments.levels):
+    parser.error(f"--iterations takes one number, or one for each of the {len(arguments.levels)} levels.")
+
 # The data: pixels are averaged to each level's resolution.
 for cells in (*arguments.levels, arguments.readout):
     if cells < 1 or 28 % cells:
@@ -70,17 +81,9 @@ names = [f"{cells}x{cells}" for cells in arguments.levels]
 if arguments.mesh:
     meshes[-1], names[-1] = Mesh(arguments.mesh), Path(arguments.mesh).stem
 basis = cn.low_order_operators if arguments.operators == "low" else cn.stencil_operators
-if arguments.mesh and arguments.operators == "stencil":
-    parser.error("--operators stencil needs quadrilaterals; use --operators low with --mesh.")
 operators = [basis(FunctionSpace(mesh, "CG", 1)) for mesh in meshes]
 controls = cn.ControlSpace(arguments.time, arguments.layers, operators[0], arguments.features)
 networks = [cn.Network(on_mesh, controls) for on_mesh in operators]
-
-iterations = arguments.iterations
-if len(iterations) == 1:
-    iterations = iterations * len(meshes)
-elif len(iterations) != len(meshes):
-    parser.error(f"--iterations takes one number, or one for each of the {len(meshes)} levels.")
 
 # The classifier lives on a coarse mesh, whatever the level.
 readout_space = FunctionSpace(quadrilaterals(arguments.readout), "CG", 1)
