@@ -2,19 +2,19 @@ r"""The average loss over a sample, streamed through the network in chunks of im
 
 Each chunk is propagated by all ranks of the mesh together. Its features are then summed over ranks, and
 each rank takes its share of the chunk's images for scores and losses. Trajectories are kept for the
-adjoint as long as they fit the memory limit, and are recomputed chunk by chunk beyond it.
+adjoint as long as they fit the memory limit; beyond it they are recomputed, chunk by chunk or layer by layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from mpi4py import MPI
 
-from ctrlnet.kernels import Trajectory
+from ctrlnet.kernels import Trajectory, checkpointed_adjoint
 from ctrlnet.losses import Loss, SoftmaxCrossEntropy
 from ctrlnet.readout import Readout
 from ctrlnet.sample import Sample
@@ -24,6 +24,7 @@ from ctrlnet.work import Work
 __all__ = ["Features", "PropagationError", "SampleAverage"]
 
 _CHUNK_BYTES = 2**21
+_OWN_FIELDS = 8
 
 
 class PropagationError(ArithmeticError):
@@ -64,7 +65,9 @@ class SampleAverage:
     loss
         Loss of one image. Default: softmax cross-entropy.
     memory_limit
-        Bytes a rank may use to keep trajectories between the value and its derivatives.
+        Bytes a rank may use to keep states for the derivatives. Where the sample's trajectories do not fit,
+        each chunk is propagated again; where one chunk's does not, its adjoint runs from a few stored states
+        by a binomial checkpoint schedule. Tangents and Hessian products always hold one chunk's trajectory.
     work
         Counter of sweeps; shared between objects that are to be counted together.
 
@@ -99,10 +102,18 @@ class SampleAverage:
         count = -(-len(sample) // self.chunk_images)
         edges = [(k * self.chunk_images, min(len(sample), (k + 1) * self.chunk_images)) for k in range(count)]
         self._chunks = [_Chunk(k, *e) for k, e in enumerate(edges)]
-        needed_bytes = self.network.sweep.trajectory_bytes(self.network.steps, self.chunk_images) * count
-        self.keeps_trajectories = bool(self.network.comm.allreduce(needed_bytes <= memory_limit, op=MPI.LAND))
+        self._plan_memory(memory_limit)
         self._buffers: dict[int, Trajectory] = {}
         self._point: tuple[np.ndarray, np.ndarray] | None = None
+
+    def _plan_memory(self, limit: int) -> None:
+        """Decide what is kept for the adjoint: all trajectories, one chunk's at a time, or a few of its states."""
+        comm, sweep = self.network.comm, self.network.sweep
+        chunk = comm.allreduce(sweep.trajectory_bytes(self.network.steps, self.chunk_images), op=MPI.MAX)
+        state = comm.allreduce(sweep.trajectory_bytes(0, self.chunk_images), op=MPI.MAX)
+        self.keeps_trajectories = chunk * len(self._chunks) <= limit
+        # Besides the snapshots a checkpointed sweep holds some fields of its own.
+        self.snapshots = None if chunk <= limit else max(1, limit // state - _OWN_FIELDS)
 
     # Chunks.
 
@@ -125,8 +136,9 @@ class SampleAverage:
             self._buffers[key] = self.network.sweep.trajectory(self.network.steps, self.chunk_images, keep)
         return self._buffers[key]
 
-    def _count(self, kind: str, chunk: _Chunk) -> None:
-        self.work.add(kind, chunk.stop - chunk.start, self.network.operators.nodes, self.network.steps)
+    def _count(self, kind: str, chunk: _Chunk, layers: int | None = None) -> None:
+        layers = self.network.steps if layers is None else layers
+        self.work.add(kind, chunk.stop - chunk.start, self.network.operators.nodes, layers)
 
     def _propagate(self, chunk: _Chunk, S: np.ndarray, b: np.ndarray, keep: bool) -> tuple[Trajectory, np.ndarray]:
         trajectory = self._trajectory(chunk, keep)
@@ -190,7 +202,7 @@ class SampleAverage:
         self._point = None
         parts = []
         for chunk in self._chunks:
-            _, final = self._propagate(chunk, S, b, keep)
+            _, final = self._propagate(chunk, S, b, keep and self.snapshots is None)
             mine, labels, weights = self._labels(chunk)
             parts.append((self._features(chunk, final)[:, mine], labels, weights))
         if keep:
@@ -213,7 +225,7 @@ class SampleAverage:
         self._point = None
         total = 0.0
         for chunk in self._chunks:
-            _, final = self._propagate(chunk, S, b, True)
+            _, final = self._propagate(chunk, S, b, self.snapshots is None)
             mine, labels, weights = self._labels(chunk)
             scores = W.T @ self._features(chunk, final)[:, mine] + beta[:, None]
             total += self.loss.value(scores, labels, weights)
@@ -224,22 +236,40 @@ class SampleAverage:
     def gradient(self, S: np.ndarray, b: np.ndarray, W: np.ndarray, beta: np.ndarray, with_weights: bool = True):
         """Return the derivatives with respect to S, b, W and beta (the last two None without weights)."""
         gS, gb, gW, gbeta = np.zeros(S.shape), np.zeros(b.shape), np.zeros(W.shape), np.zeros(beta.shape)
-        for chunk, trajectory in self._at(S, b):
-            F = self._features(chunk, trajectory.states[-1, : trajectory.owned])
+
+        def final_adjoint(chunk: _Chunk, final: np.ndarray) -> np.ndarray:
+            F = self._features(chunk, final)
             mine, labels, weights = self._labels(chunk)
             dscores = self.loss.gradient(W.T @ F[:, mine] + beta[:, None], labels, weights)
             if with_weights:
-                gW += F[:, mine] @ dscores.T
-                gbeta += dscores.sum(axis=1)
-            dscores = self._all_images(dscores, F.shape[1])
-            lam = self._adjoint_state(dscores, W)
-            chunk_gradient = self.network.sweep.adjoint(S, self.network.step_sizes, trajectory, lam)
-            self._count("adjoint", chunk)
-            gS += chunk_gradient[0]
-            gb += chunk_gradient[1]
+                np.add(gW, F[:, mine] @ dscores.T, out=gW)
+                np.add(gbeta, dscores.sum(axis=1), out=gbeta)
+            return self._adjoint_state(self._all_images(dscores, F.shape[1]), W)
+
+        for part_S, part_b in self._chunk_gradients(S, b, final_adjoint):
+            gS += part_S
+            gb += part_b
         self._sum(gS, gb, gW, gbeta)
         self._check(gS.sum() + gb.sum())
         return (gS, gb, gW, gbeta) if with_weights else (gS, gb, None, None)
+
+    def _chunk_gradients(self, S: np.ndarray, b: np.ndarray, final_adjoint) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield each chunk's derivative with respect to S and b, from kept, recomputed or checkpointed states."""
+        h, sweep = self.network.step_sizes, self.network.sweep
+        if self.snapshots is None:
+            for chunk, trajectory in self._at(S, b):
+                lam = final_adjoint(chunk, trajectory.states[-1, : trajectory.owned])
+                self._count("adjoint", chunk)
+                yield sweep.adjoint(S, h, trajectory, lam)
+            return
+        for chunk in self._chunks:
+            initial = sweep.field(self.chunk_images)
+            self.network.lift_images(self._nodal[:, chunk.start : chunk.stop], initial)
+            gS, gb, _, layers = checkpointed_adjoint(
+                sweep, S, b, h, initial, self.snapshots, partial(final_adjoint, chunk))
+            self._count("forward", chunk, layers)
+            self._count("adjoint", chunk)
+            yield gS, gb
 
     def tangent(self, point, direction) -> float:
         """Return the derivative at ``point`` in ``direction``, both (S, b, W, beta)."""

@@ -30,7 +30,8 @@ def test_each_level_starts_from_the_controls_and_the_prolonged_classifier_of_the
     problems = levels()
     s, b, _, _ = problems[0].controls(np.random.default_rng(0))
     seen = []
-    results = cn.train_multiscale(problems, s, b, iterations=[3, 2, 1], callback=lambda k, i: seen.append((k, i.number)))
+    results = cn.train_multiscale(
+        problems, s, b, iterations=[3, 2, 1], callback=lambda level, i: seen.append((level, i.number)))
     assert seen == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
     for before, after in zip(results, results[1:], strict=False):
         again = cn.train_level(after.problem, before.s, before.b, iterations=0)
@@ -89,7 +90,9 @@ def test_work_is_counted_in_images_times_nodes_times_layers():
     assert problem.work.units(*sample) == 3, "an adjoint sweep costs two forward sweeps; the trajectory is kept"
     problem.average.hessian(arrays, arrays)
     assert problem.work.units(*sample) == 3 + 2 + 5
-    forgetful = small_problem(count=60, memory_limit=0)
+    chunk = problem.network.sweep.trajectory_bytes(3, problem.average.chunk_images)
+    forgetful = small_problem(count=60, memory_limit=chunk)
+    forgetful.average.keeps_trajectories = False  # one chunk holds them all
     forgetful.average.value(*arrays)
     forgetful.average.gradient(*arrays)
     assert forgetful.work.sweeps("forward", *sample) == 2, "without room for trajectories the sweep runs again"

@@ -45,8 +45,9 @@ def test_the_classifiers_hessian_is_symmetric_positive_and_the_derivative_of_its
     assert np.abs(H - H.T).max() < 1e-12 * np.abs(H).max()
     assert np.linalg.eigvalsh(H).min() > 0
     d, eps = rng.normal(size=(W.shape[0] + 1, W.shape[1])), 1e-6
-    difference = inner.gradient(W + eps * d[:-1], beta + eps * d[-1]) - inner.gradient(W - eps * d[:-1], beta - eps * d[-1])
-    assert np.allclose(difference.ravel() / (2 * eps), H @ d.ravel(), atol=1e-8)
+    ahead = inner.gradient(W + eps * d[:-1], beta + eps * d[-1])
+    behind = inner.gradient(W - eps * d[:-1], beta - eps * d[-1])
+    assert np.allclose((ahead - behind).ravel() / (2 * eps), H @ d.ravel(), atol=1e-8)
     solved = inner.solve_hessian(W, beta, d)
     assert np.allclose(H @ solved.ravel(), d.ravel(), atol=1e-8)
 

@@ -34,7 +34,8 @@ def test_a_figure_that_is_no_number_is_refused_and_nothing_is_written(tmp_path):
 def test_figures_are_drawn(tmp_path):
     plot_convergence(tmp_path / "c.png", {"two pieces": [([1, 2], [1.0, 0.5]), ([3, 4], [0.4, 0.1])]})
     plot_stencils(tmp_path / "s.png", {"7x7": np.eye(3)[None], "14x14": np.zeros((1, 3, 3))}, ["first"])
-    plot_images(tmp_path / "i.png", np.random.default_rng(0).random((12, 28, 28)), np.arange(12) % 10, np.zeros(12, int))
+    images = np.random.default_rng(0).random((12, 28, 28))
+    plot_images(tmp_path / "i.png", images, np.arange(12) % 10, np.zeros(12, int))
     for name in "csi":
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -174,6 +174,23 @@ class FusedSweep:
             mu, below = below, mu
         return gS * h[:, None, None, None], gb * h[:, None]
 
+    def adjoint_layer(
+        self, S: np.ndarray, h: float, pair: Trajectory, lam: np.ndarray, mu: np.ndarray, gS: np.ndarray, gb: np.ndarray
+    ) -> None:
+        r"""Run the adjoint of one layer: ``lam`` from :math:`\lambda_{k+1}` to :math:`\lambda_k`, gradients added.
+
+        ``pair`` is the trajectory of the layer alone, S its coefficients (J, C, C), ``mu`` a field with ghosts.
+        """
+        self._seed("seed", pair.kept[0], lam, mu)
+        self.table.halo.update(mu)
+        part_S, part_b = np.zeros(S.shape), np.zeros(S.shape[-1])
+        self._run(
+            "adjoint", self.table.transposed, pair.images, h, self._cast(S), pair.states[0], mu, lam, None, mu,
+            part_S, part_b,
+        )
+        gS += h * part_S
+        gb += h * part_b
+
     def tangent(
         self, S: np.ndarray, dS: np.ndarray, db: np.ndarray, h: np.ndarray, trajectory: Trajectory, tangent: Trajectory
     ) -> np.ndarray:

@@ -1,0 +1,70 @@
+"""The adjoint sweep of a deep network from a few stored states, the rest recomputed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from checkpoint_schedules import EndForward, EndReverse, Forward, MultistageCheckpointSchedule, Reverse
+
+from ctrlnet.kernels.sweep import FusedSweep
+
+__all__ = ["checkpointed_adjoint"]
+
+
+def checkpointed_adjoint(
+    sweep: FusedSweep, S: np.ndarray, b: np.ndarray, h: np.ndarray, initial: np.ndarray, snapshots: int,
+    final_adjoint: Callable[[np.ndarray], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    r"""Propagate a chunk and run its adjoint with at most ``snapshots`` states stored.
+
+    The schedule is the binomial one, which recomputes least for its memory (Griewank and Walther, "Algorithm
+    799: revolve", 2000), from the package ``checkpoint_schedules``.
+
+    Parameters
+    ----------
+    initial
+        Y_0 of the owned nodes, (owned, C, images).
+    snapshots
+        At least 1.
+    final_adjoint
+        Called once with the owned rows of Y_N; returns :math:`\lambda_N`, which is overwritten.
+
+    Returns
+    -------
+    gS, gb, lam, layers
+        This rank's part of the derivatives, :math:`\lambda_0`, and how many layers were propagated.
+
+    Raises
+    ------
+    ValueError
+        If there is no room for a single snapshot.
+    """
+    if snapshots < 1:
+        raise ValueError(f"Checkpointing needs room for at least one state, received snapshots={snapshots!r}.")
+    layers, images = len(h), initial.shape[-1]
+    gS, gb = np.zeros(S.shape), np.zeros(b.shape)
+    pair = sweep.trajectory(1, images)  # a state and its successor, with what the adjoint of one layer needs
+    mu, lam = sweep.field(images, ghosts=True), None
+    stored: dict[int, np.ndarray] = {}
+    work, propagated = initial.astype(sweep.dtype), 0
+    schedule = MultistageCheckpointSchedule(layers, min(snapshots, max(1, layers - 1)), 0)
+    for action in schedule:
+        if isinstance(action, Forward):
+            if action.write_ics:
+                stored[action.n0] = work.copy()
+            for k in range(action.n0, action.n1):
+                pair.initial[:] = work
+                work = sweep.forward(S[k : k + 1], b[k : k + 1], h[k : k + 1], pair).copy()
+            propagated += action.n1 - action.n0
+        elif isinstance(action, EndForward):
+            lam = final_adjoint(work)
+        elif isinstance(action, Reverse):
+            # The last layer run is the one to be reversed: its state and activation are still in the pair.
+            k = action.n0
+            sweep.adjoint_layer(S[k], h[k], pair, lam, mu, gS[k], gb[k])
+        elif isinstance(action, EndReverse):
+            break
+        else:  # Copy or Move: a stored state becomes the current one
+            work = stored[action.n].copy()
+    return gS, gb, lam, propagated
