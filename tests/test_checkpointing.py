@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from mpi4py import MPI
-from small import small_network, small_problem
+from small import blobs, small_network, small_problem
 
+from ctrlnet import SampleAverage
 from ctrlnet.kernels import checkpointed_adjoint
 
 
@@ -51,25 +52,21 @@ def test_no_room_for_a_single_state_is_refused():
 
 @pytest.mark.parallel(nprocs=[1, 2])
 def test_every_memory_limit_gives_the_same_value_and_gradient():
-    kept = small_problem(count=300)
-    chunk = kept.network.sweep.trajectory_bytes(3, kept.average.chunk_images)
+    problem = small_problem(count=300)
+    kept = problem.average
+    chunk = problem.network.sweep.trajectory_bytes(3, kept.chunk_images)
     chunk = MPI.COMM_WORLD.allreduce(chunk, op=MPI.MAX)
-    recomputed = small_problem(count=300, memory_limit=chunk)
-    checkpointed = small_problem(count=300, memory_limit=0)
-    assert kept.average.keeps_trajectories and kept.average.snapshots is None
-    assert not recomputed.average.keeps_trajectories and recomputed.average.snapshots is None
-    assert checkpointed.average.snapshots == 1
+    recomputed, checkpointed = (SampleAverage(problem.readout, blobs(300), memory_limit=m) for m in (chunk, 0))
+    assert kept.keeps_trajectories and kept.snapshots is None
+    assert not recomputed.keeps_trajectories and recomputed.snapshots is None
+    assert checkpointed.snapshots == 1
     rng = np.random.default_rng(0)
-    S, b, W, beta = kept.arrays(*kept.controls(rng, 0.5))
-    # The same at every node: two meshes of one shape may be numbered differently on several ranks.
-    arrays = (S, b, np.tile(rng.normal(size=(2, 3)), (W.shape[0] // 2, 1)), beta)
-    reference = (kept.average.value(*arrays), *kept.average.gradient(*arrays))
-    for problem in (recomputed, checkpointed):
-        found = (problem.average.value(*arrays), *problem.average.gradient(*arrays))
+    S, b, W, beta = problem.arrays(*problem.controls(rng, 0.5))
+    point = (S, b, rng.normal(size=W.shape), beta)
+    reference = (kept.value(*point), *kept.gradient(*point), *kept.hessian(point, point))
+    for average in (recomputed, checkpointed):
+        found = (average.value(*point), *average.gradient(*point), *average.hessian(point, point))
         for a, c in zip(reference, found, strict=True):
-            assert np.abs(a - c).max() <= 1e-13 * np.abs(a).max()
-        hessian = problem.average.hessian(arrays, arrays)
-        for a, c in zip(kept.average.hessian(arrays, arrays), hessian, strict=True):
             assert np.abs(a - c).max() <= 1e-12 * np.abs(a).max()
 
 
