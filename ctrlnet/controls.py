@@ -18,7 +18,10 @@ from firedrake import (
     IntervalMesh,
     MeshHierarchy,
     SpatialCoordinate,
+    TestFunction,
+    TrialFunction,
     VectorFunctionSpace,
+    assemble,
     dS,
     dx,
     elem_mult,
@@ -125,10 +128,13 @@ class ControlSpace:
     @cached_property
     def _times(self) -> np.ndarray:
         """Time of each degree of freedom, in the space's own numbering."""
-        scalar = FunctionSpace(self.mesh, "CG" if self.degree else "DG", self.degree)
         with stop_annotating():
             (time,) = SpatialCoordinate(self.mesh)
-            return Function(scalar).interpolate(time).dat.data_ro.copy()
+            return Function(self._scalar_space).interpolate(time).dat.data_ro.copy()
+
+    @cached_property
+    def _scalar_space(self):
+        return FunctionSpace(self.mesh, "CG" if self.degree else "DG", self.degree)
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -190,29 +196,39 @@ class ControlSpace:
         ValueError
             If a weight is negative, or the scales are not J positive numbers.
         """
+        scales = np.ones(self.operators) if scales is None else self.checked_scales(scales)
+        weight = Constant(np.repeat(scales**2, self.features**2))
+        return Constant(0.5) * (
+            self._bilinear(s, s, size, roughness, lambda u, v: inner(elem_mult(weight, u), v))
+            + self._bilinear(b, b, size, roughness, inner)
+        )
+
+    def _bilinear(self, u, v, size: float, roughness: float, product):
+        """Return alpha int u v + gamma int u' v' (or its jumps) for a pointwise product of u and v."""
         if size < 0 or roughness < 0:
             raise ValueError(
                 f"Regularisation weights must not be negative, received size={size!r}, roughness={roughness!r}."
             )
         alpha, gamma = Constant(size), Constant(roughness)
-        square = self._weighted_square(scales)
-        form = 0
-        for u, norm in ((s, square), (b, lambda v: inner(v, v))):
-            form += alpha / 2 * norm(u) * dx
-            if self.degree:
-                form += gamma / 2 * norm(u.dx(0)) * dx
-            elif self.cells > 1:
-                form += gamma / Constant(2 * self.T / self.cells) * norm(u("+") - u("-")) * dS
+        form = alpha * product(u, v) * dx
+        if self.degree:
+            form += gamma * product(u.dx(0), v.dx(0)) * dx
+        elif self.cells > 1:
+            form += gamma / Constant(self.T / self.cells) * product(u("+") - u("-"), v("+") - v("-")) * dS
         return form
 
-    def _weighted_square(self, scales):
-        if scales is None:
-            return lambda v: inner(v, v)
+    def regularisation_matrix(self, size: float = 0.0, roughness: float = 0.0) -> np.ndarray:
+        """Return the matrix of the same form for one scalar control, over its degrees of freedom in time."""
+        u, v = TrialFunction(self._scalar_space), TestFunction(self._scalar_space)
+        with stop_annotating():
+            return assemble(self._bilinear(u, v, size, roughness, lambda p, q: p * q)).petscmat[:, :]
+
+    def checked_scales(self, scales) -> np.ndarray:
+        """Return the operators' scales as an array, if they are J positive numbers."""
         scales = np.asarray(scales, dtype=float)
         if scales.shape != (self.operators,) or not (scales > 0).all():
             raise ValueError(f"scales must be {self.operators} positive numbers, one an operator; received {scales}.")
-        weight = Constant(np.repeat(scales**2, self.features**2))
-        return lambda v: inner(elem_mult(weight, v), v)
+        return scales
 
 
 def _cofunction(space, sampling: np.ndarray, gradient: np.ndarray) -> Cofunction:

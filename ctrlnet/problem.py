@@ -3,7 +3,7 @@ r"""The training problem: sample average plus regularisation, as a pyadjoint red
 from __future__ import annotations
 
 import numpy as np
-from firedrake import Cofunction, Function, assemble
+from firedrake import Cofunction, Function
 from firedrake.adjoint import Control, ReducedFunctional
 from pyadjoint import (
     AdjFloat,
@@ -19,6 +19,7 @@ from pyadjoint import (
 
 from ctrlnet.losses import Loss
 from ctrlnet.readout import Readout
+from ctrlnet.regularisation import Regularisation
 from ctrlnet.sample import Sample
 from ctrlnet.sample_average import SampleAverage
 from ctrlnet.work import Work
@@ -27,15 +28,16 @@ __all__ = ["SampleAverageBlock", "TrainingProblem"]
 
 
 class SampleAverageBlock(Block):
-    """The map (s, b, W, beta) -> average loss, S x B x W x R^K -> R, streamed over the sample.
+    """The map (s, b, W, beta) -> average loss (+ regularisation), S x B x W x R^K -> R, streamed over the sample.
 
     The adjoint maps R -> S* x B* x W* x R^K*; the Hessian is forward over reverse, exact for the discrete
     scheme.
     """
 
-    def __init__(self, average: SampleAverage, controls):
+    def __init__(self, average: SampleAverage, controls, regularisation: Regularisation | None = None):
         super().__init__()
         self.average = average
+        self.regularisation = regularisation
         for control in controls:
             self.add_dependency(control)
 
@@ -48,7 +50,33 @@ class SampleAverageBlock(Block):
     def _zeros(self):
         return (*self.average.network.controls.functions(), *self.average.readout.functions())
 
-    def cofunctions(self, gS, gb, gW, gbeta) -> tuple[Cofunction, ...]:
+    def value(self, functions) -> float:
+        """Return the value at four Functions."""
+        arrays = self.arrays(functions)
+        value = self.average.value(*arrays)
+        if self.regularisation is not None:
+            value += self.regularisation.controls_value(*functions[:2]) + self.regularisation.weights_value(*arrays[2:])
+        return value
+
+    def _cofunctions(self, derivative, functions, factor: float = 1.0) -> list[Cofunction]:
+        """Return factor * (derivative of the loss + A u) as Cofunctions, u the given Functions."""
+        out = list(self._loss_cofunctions(*(factor * d for d in derivative)))
+        if self.regularisation is None:
+            return out
+        s, b, W, beta = (f if f is not None else z for f, z in zip(functions, self._zeros(), strict=True))
+        penalty = [
+            *self.regularisation.controls_derivative(s, b),
+            self.average.readout.set_weights(
+                Cofunction(W.function_space().dual()),
+                self.regularisation.weights(self.average.readout.weights_array(W))),
+            Cofunction(beta.function_space().dual()),
+        ]
+        penalty[3].dat.data[:] = self.regularisation.ridge * beta.dat.data_ro
+        for total, part in zip(out, penalty, strict=True):
+            total.dat.data[:] += factor * part.dat.data_ro
+        return out
+
+    def _loss_cofunctions(self, gS, gb, gW, gbeta) -> tuple[Cofunction, ...]:
         """Return derivatives as Cofunctions, each in the dual of its control's space."""
         net, readout = self.average.network, self.average.readout
         bias = Cofunction(readout.bias_space.dual())
@@ -61,27 +89,32 @@ class SampleAverageBlock(Block):
         )
 
     def recompute_component(self, inputs, block_variable, idx, prepared):
-        return self.average.value(*self.arrays(inputs))
+        return self.value(inputs)
 
     def prepare_evaluate_adj(self, inputs, adj_inputs, relevant_dependencies):
-        gradient = self.average.gradient(*self.arrays(inputs))
-        return self.cofunctions(*(float(adj_inputs[0]) * g for g in gradient))
+        return self._cofunctions(self.average.gradient(*self.arrays(inputs)), inputs, float(adj_inputs[0]))
 
     def evaluate_adj_component(self, inputs, adj_inputs, block_variable, idx, prepared=None):
         return prepared[idx]
 
     def evaluate_tlm_component(self, inputs, tlm_inputs, block_variable, idx, prepared=None):
-        return self.average.tangent(self.arrays(inputs), self.arrays(tlm_inputs))
+        change = self.average.tangent(self.arrays(inputs), self.arrays(tlm_inputs))
+        if self.regularisation is not None:
+            zero = [np.zeros(a.shape) for a in self.arrays(inputs)]
+            penalty = self._cofunctions(zero, inputs)
+            change += sum(float(d._ad_dot(p)) for d, p in zip(tlm_inputs, penalty, strict=True) if d is not None)
+        return change
 
     def prepare_evaluate_hessian(self, inputs, hessian_inputs, adj_inputs, relevant_dependencies):
         point = self.arrays(inputs)
-        direction = self.arrays([d.tlm_value for d in self.get_dependencies()])
-        seed = float(adj_inputs[0] or 0.0)
-        change = float(hessian_inputs[0] or 0.0)
-        result = [seed * h for h in self.average.hessian(point, direction)]
+        tangents = [d.tlm_value for d in self.get_dependencies()]
+        seed, change = float(adj_inputs[0] or 0.0), float(hessian_inputs[0] or 0.0)
+        result = self._cofunctions(self.average.hessian(point, self.arrays(tangents)), tangents, seed)
         if change:
-            result = [h + change * g for h, g in zip(result, self.average.gradient(*point), strict=True)]
-        return self.cofunctions(*result)
+            gradient = self._cofunctions(self.average.gradient(*point), inputs, change)
+            for total, part in zip(result, gradient, strict=True):
+                total.dat.data[:] += part.dat.data_ro
+        return result
 
     def evaluate_hessian_component(
         self, inputs, hessian_inputs, adj_inputs, block_variable, idx, relevant_dependencies, prepared=None
@@ -90,13 +123,7 @@ class SampleAverageBlock(Block):
 
 
 class TrainingProblem:
-    r"""Minimise over s, b, W, beta: mean loss + R(s, b) + R(W).
-
-    .. math::
-
-        \frac1n \sum_i \ell(c_i, y_i) + \frac{\alpha}{2}\int |s|^2+|b|^2\,dt
-        + \frac{\gamma}{2}\int |\dot s|^2+|\dot b|^2\,dt
-        + \frac{\rho}{2} \int |\nabla W|^2\,dx + \frac{\epsilon}{2} (\int |W|^2\,dx + |\beta|^2)
+    r"""Minimise over s, b, W, beta: :math:`\frac1n \sum_i \ell(c_i, y_i) + R(s, b, W, \beta)`.
 
     Parameters
     ----------
@@ -106,12 +133,9 @@ class TrainingProblem:
         The training sample.
     loss
         Default: softmax cross-entropy.
-    control_size, control_roughness
-        alpha and gamma.
-    control_scales
-        omega_j of :meth:`ctrlnet.ControlSpace.regularisation`.
-    weights_gradient, weights_size
-        rho and epsilon.
+    control_size, control_roughness, control_scales, weights_gradient, weights_size
+        Of R: see :class:`~ctrlnet.regularisation.Regularisation`. A regulariser of one's own is UFL added to
+        :meth:`average_loss`.
     memory_limit
         Bytes a rank may use to keep trajectories.
     work
@@ -126,12 +150,9 @@ class TrainingProblem:
         self.readout = readout
         self.network = readout.network
         self.average = SampleAverage(readout, sample, loss, memory_limit, work)
-        self.control_weights = (control_size, control_roughness, control_scales)
-        self.classifier_weights = (weights_gradient, weights_size)
-        # Negative weights must be refused here, not at the first evaluation.
-        s, b, W, beta = self.controls()
-        self.network.controls.regularisation(s, b, *self.control_weights)
-        readout.regularisation(W, beta, *self.classifier_weights)
+        self.regularisation = Regularisation(
+            self.network.controls, readout, control_size, control_roughness, control_scales, weights_gradient,
+            weights_size)
 
     @property
     def work(self) -> Work:
@@ -144,22 +165,21 @@ class TrainingProblem:
         return (*start, *self.readout.functions())
 
     def average_loss(self, s: Function, b: Function, W: Function, beta: Function) -> AdjFloat:
-        """Return the mean loss, annotated on the working tape as one block."""
-        block = SampleAverageBlock(self.average, (s, b, W, beta))
+        """Return the mean loss alone, annotated on the working tape as one block."""
+        return self._annotated((s, b, W, beta), None)
+
+    def functional(self, s: Function, b: Function, W: Function, beta: Function) -> AdjFloat:
+        """Return the objective, loss and regularisation, annotated on the working tape as one block."""
+        return self._annotated((s, b, W, beta), self.regularisation)
+
+    def _annotated(self, controls, regularisation: Regularisation | None) -> AdjFloat:
+        block = SampleAverageBlock(self.average, controls, regularisation)
         with stop_annotating():
-            value = AdjFloat(self.average.value(*block.arrays((s, b, W, beta))))
+            value = AdjFloat(block.value(controls))
         if annotate_tape():
             get_working_tape().add_block(block)
             block.add_output(value.create_block_variable())
         return value
-
-    def functional(self, s: Function, b: Function, W: Function, beta: Function) -> AdjFloat:
-        """Return the objective, annotated on the working tape."""
-        J = self.average_loss(s, b, W, beta)
-        J = J + assemble(self.network.controls.regularisation(s, b, *self.control_weights))
-        for form in self.readout.regularisation(W, beta, *self.classifier_weights):
-            J = J + assemble(form)
-        return J
 
     def reduced_functional(self, s: Function, b: Function, W: Function, beta: Function) -> ReducedFunctional:
         """Return the objective as a pyadjoint ReducedFunctional of all four controls, on a tape of its own."""
@@ -167,12 +187,6 @@ class TrainingProblem:
         with own_tape() as tape:
             J = self.functional(*controls)
             return ReducedFunctional(J, [Control(c) for c in controls], tape=tape)
-
-    def control_regularisation(self, s: Function, b: Function) -> ReducedFunctional:
-        """Return R(s, b) as a ReducedFunctional, on a tape of its own."""
-        with own_tape() as tape:
-            R = assemble(self.network.controls.regularisation(s, b, *self.control_weights))
-            return ReducedFunctional(R, [Control(s), Control(b)], tape=tape)
 
     def accuracy(self, sample: Sample, s: Function, b: Function, W: Function, beta: Function) -> float:
         """Return the share of correctly classified images of any sample."""

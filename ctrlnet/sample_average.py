@@ -25,6 +25,8 @@ __all__ = ["Features", "PropagationError", "SampleAverage"]
 
 _CHUNK_BYTES = 2**21
 _OWN_FIELDS = 8
+# The adjoint's gradient tiles want this many SIMD vectors of images, in cache or not.
+_LEAST_VECTORS = 4
 
 
 class PropagationError(ArithmeticError):
@@ -98,12 +100,15 @@ class SampleAverage:
         fitting = max(1, _CHUNK_BYTES // max(1, bytes_an_image) // block)
         fitting = self.network.comm.allreduce(fitting, op=MPI.MIN)
         needed = -(-len(sample) // block)
-        self.chunk_images = block * min(fitting, 8, needed)
+        least = -(-_LEAST_VECTORS * self.network.sweep.lanes // block)
+        self.chunk_images = block * min(max(fitting, least), max(8, least), max(needed, 1))
         count = -(-len(sample) // self.chunk_images)
         edges = [(k * self.chunk_images, min(len(sample), (k + 1) * self.chunk_images)) for k in range(count)]
         self._chunks = [_Chunk(k, *e) for k, e in enumerate(edges)]
         self._plan_memory(memory_limit)
         self._buffers: dict[int, Trajectory] = {}
+        self._lifted: set[int] = set()
+        self._lambdas: dict[int, np.ndarray] = {}
         self._point: tuple[np.ndarray, np.ndarray] | None = None
 
     def _plan_memory(self, limit: int) -> None:
@@ -142,7 +147,11 @@ class SampleAverage:
 
     def _propagate(self, chunk: _Chunk, S: np.ndarray, b: np.ndarray, keep: bool) -> tuple[Trajectory, np.ndarray]:
         trajectory = self._trajectory(chunk, keep)
-        self.network.lift_images(self._nodal[:, chunk.start : chunk.stop], trajectory.initial)
+        # A trajectory that is kept for one chunk alone keeps its initial state too.
+        if not (keep and self.keeps_trajectories and chunk.number in self._lifted):
+            self.network.lift_images(self._nodal[:, chunk.start : chunk.stop], trajectory.initial)
+        if keep and self.keeps_trajectories:
+            self._lifted.add(chunk.number)
         final = self.network.sweep.forward(S, b, self.network.step_sizes, trajectory)
         self._count("forward", chunk)
         return trajectory, final
@@ -179,9 +188,16 @@ class SampleAverage:
     def _remember(self, S: np.ndarray, b: np.ndarray) -> None:
         self._point = (S.copy(), b.copy())
 
-    def _adjoint_state(self, dscores: np.ndarray, W: np.ndarray, extra: np.ndarray | None = None) -> np.ndarray:
-        """Return lambda_N of a chunk from the scores' adjoint (K, images): the transposed readout."""
-        lam = self.network.sweep.field(self.chunk_images)
+    def _adjoint_state(
+        self, dscores: np.ndarray, W: np.ndarray, extra: np.ndarray | None = None, which: int = 0
+    ) -> np.ndarray:
+        """Return lambda_N of a chunk from the scores' adjoint (K, images): the transposed readout.
+
+        ``which`` numbers the buffer that it is written to.
+        """
+        if which not in self._lambdas:
+            self._lambdas[which] = self.network.sweep.field(self.chunk_images)
+        lam = self._lambdas[which]
         dF = np.zeros((W.shape[0], self.chunk_images))
         np.matmul(W, dscores, out=dF[:, : dscores.shape[1]])
         if extra is not None:
@@ -313,7 +329,7 @@ class SampleAverage:
             hW += F[:, mine] @ dg.T + dF[:, mine] @ g.T
             hbeta += dg.sum(axis=1)
             g, dg = (self._all_images(x, F.shape[1]) for x in (g, dg))
-            lam, dlam = self._adjoint_state(g, W), self._adjoint_state(dg, W, dW @ g)
+            lam, dlam = self._adjoint_state(g, W), self._adjoint_state(dg, W, dW @ g, which=1)
             part = self.network.sweep.second_order(S, dS, self.network.step_sizes, trajectory, tangent, lam, dlam)
             self._count("second_order", chunk)
             hS += part[0]

@@ -15,7 +15,7 @@ def inner_problem(loss=None, count=60):
     problem = small_problem(count=count, loss=loss)
     s, b, W, beta = problem.controls(np.random.default_rng(1), 0.3)
     features = problem.average.features(*problem.network.layers(s, b))
-    matrix = problem.readout.regularisation_matrix(*problem.classifier_weights)
+    matrix = problem.regularisation.weights_matrix
     inner = ClassifierProblem(features, matrix, 1e-2, problem.average.loss, MPI.COMM_SELF)
     return inner, problem.readout.weights_array(W).copy(), beta.dat.data_ro.ravel().copy()
 

@@ -87,10 +87,11 @@ class FusedSweep:
         spec = KernelSpec(
             features, table.operators, widest, activation.c_text, activation.keeps_value, precision == "single"
         )
-        self._lanes = spec.lanes
+        self.lanes = spec.lanes
         self.image_block = spec.lanes * spec.vector_block
         self._library = compile_kernels(spec, table.halo.comm)
         self._scalar = ctypes.c_double if precision == "double" else ctypes.c_float
+        self._fields: dict[int, list[np.ndarray]] = {}
         self._arguments = {id(p): self._pattern(p) for p in (table.forward, table.transposed)}
 
     def _pattern(self, pattern: Pattern) -> _PatternArgument:
@@ -104,7 +105,7 @@ class FusedSweep:
         function = getattr(self._library, name)
         pointers = [ctypes.c_void_p(None if f is None else f.ctypes.data) for f in fields]
         argument = ctypes.byref(self._arguments[id(pattern)])
-        function(argument, ctypes.c_int(images // self._lanes), self._scalar(h), *pointers)
+        function(argument, ctypes.c_int(images // self.lanes), self._scalar(h), *pointers)
 
     def _cast(self, coefficients: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(coefficients, dtype=self.dtype)
@@ -131,6 +132,13 @@ class FusedSweep:
         rows = self.table.nodes if ghosts else self.table.owned
         return aligned_zeros((rows, self.features, images), self.dtype)
 
+    def _scratch(self, images: int, count: int) -> list[np.ndarray]:
+        """Return ``count`` fields with ghosts that every sweep overwrites: fresh ones would cost page faults."""
+        fields = self._fields.setdefault(images, [])
+        while len(fields) < count:
+            fields.append(self.field(images, ghosts=True))
+        return fields[:count]
+
     def forward(self, S: np.ndarray, b: np.ndarray, h: np.ndarray, trajectory: Trajectory) -> np.ndarray:
         """Propagate ``trajectory.initial``; return the owned rows of the final state, a view."""
         coefficients, biases = self._inputs_first(S), self._cast(b)
@@ -146,7 +154,7 @@ class FusedSweep:
         return states[len(h) % count, : self.table.owned]
 
     def _seed(self, name: str, *fields: np.ndarray) -> None:
-        count = ctypes.c_size_t(fields[0].size // self._lanes)
+        count = ctypes.c_size_t(fields[0].size // self.lanes)
         getattr(self._library, name)(count, *(ctypes.c_void_p(f.ctypes.data) for f in fields))
 
     def adjoint(
@@ -162,7 +170,7 @@ class FusedSweep:
         layers = len(h)
         coefficients = self._cast(S)
         gS, gb = np.zeros(S.shape), np.zeros((layers, self.features))
-        mu, below = (self.field(trajectory.images, ghosts=True) for _ in range(2))
+        mu, below = self._scratch(trajectory.images, 2)
         self._seed("seed", trajectory.kept[-1], lam, mu)
         for k in reversed(range(layers)):
             self.table.halo.update(mu)
@@ -226,7 +234,7 @@ class FusedSweep:
         layers = len(h)
         coefficients, changes = self._cast(S), self._cast(dS)
         gS, gb = np.zeros(S.shape), np.zeros((layers, self.features))
-        mu, dmu, below, dbelow = (self.field(trajectory.images, ghosts=True) for _ in range(4))
+        mu, dmu, below, dbelow = self._scratch(trajectory.images, 4)
         self._seed("seed_second_order", trajectory.kept[-1], tangent.kept[-1], lam, dlam, mu, dmu)
         for k in reversed(range(layers)):
             self.table.halo.update(mu)

@@ -55,17 +55,13 @@ class ProjectedFunctional(AbstractReducedFunctional):
         self, problem: TrainingProblem, s: Function, b: Function, W: Function | None = None,
         beta: Function | None = None, inner_tolerance: float = 1e-10, riesz_map="L2",
     ):
-        gradient, size = problem.classifier_weights
-        if not size > 0:
+        if not problem.regularisation.ridge > 0:
             raise ValueError(
-                f"Variable projection needs a strongly convex inner problem: weights_size must be positive, "
-                f"received {size!r}."
+                "Variable projection needs a strongly convex inner problem: weights_size must be positive, "
+                f"received {problem.regularisation.ridge!r}."
             )
         self.problem = problem
         self._controls = Enlist([Control(s, riesz_map=riesz_map), Control(b, riesz_map=riesz_map)])
-        self._regularisation = problem.control_regularisation(s, b)
-        self._matrix = problem.readout.regularisation_matrix(gradient, size)
-        self._ridge = size
         self._tolerance = inner_tolerance
         zero = problem.readout.functions()
         W, beta = W or zero[0], beta or zero[1]
@@ -85,18 +81,17 @@ class ProjectedFunctional(AbstractReducedFunctional):
         s, b = Enlist(values)
         self._point = (s._ad_copy(), b._ad_copy())
         self._derivative = None
-        regularisation = self._regularisation(list(self._point))
-        average = self.problem.average
+        average, regularisation = self.problem.average, self.problem.regularisation
         features = average.features(*self.problem.network.layers(s, b))
         began = time.perf_counter()
         self._inner = ClassifierProblem(
-            features, self._matrix, self._ridge, average.loss, self.problem.network.comm,
+            features, regularisation.weights_matrix, regularisation.ridge, average.loss, self.problem.network.comm,
             inverse=None if self._inner is None else self._inner.inverse,
         )
         self.solution = self._inner.solve(*self._start, tolerance=self._tolerance)
         self._start = self.solution.W, self.solution.beta
         self.inner_seconds += time.perf_counter() - began
-        return AdjFloat(self.solution.value + regularisation)
+        return AdjFloat(self.solution.value + regularisation.controls_value(*self._point))
 
     def _cofunctions(self, gS: np.ndarray, gb: np.ndarray):
         net = self.problem.network
@@ -113,8 +108,7 @@ class ProjectedFunctional(AbstractReducedFunctional):
             S, b = self.problem.network.layers(*self._point)
             gS, gb, _, _ = self.problem.average.gradient(
                 S, b, self.solution.W, self.solution.beta, with_weights=False)
-            self._regularisation(list(self._point))
-            extra = self._regularisation.derivative()
+            extra = self.problem.regularisation.controls_derivative(*self._point)
             self._derivative = [g + e for g, e in zip(self._cofunctions(gS, gb), extra, strict=True)]
         out = []
         for control, total in zip(self._controls, self._derivative, strict=True):
@@ -139,9 +133,7 @@ class ProjectedFunctional(AbstractReducedFunctional):
         _, _, mixed_W, mixed_beta = average.hessian(point, (dS, dB, np.zeros_like(W), np.zeros_like(beta)))
         reaction = self._inner.solve_hessian(W, beta, -np.vstack([mixed_W, mixed_beta]))
         hS, hb, _, _ = average.hessian(point, (dS, dB, reaction[:-1], reaction[-1]))
-        self._regularisation(list(self._point))
-        self._regularisation.derivative()
-        extra = self._regularisation.hessian([ds, db])
+        extra = self.problem.regularisation.controls_derivative(ds, db)
         out = []
         for control, h, e in zip(self._controls, self._cofunctions(hS, hb), extra, strict=True):
             total = control.control._ad_init_zero(dual=True)
