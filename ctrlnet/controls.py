@@ -126,6 +126,10 @@ class ControlSpace:
         return s, b
 
     @cached_property
+    def _duals(self):
+        return self.s_space.dual(), self.b_space.dual()
+
+    @cached_property
     def _times(self) -> np.ndarray:
         """Time of each degree of freedom, in the space's own numbering."""
         with stop_annotating():
@@ -168,11 +172,11 @@ class ControlSpace:
 
     def s_cofunction(self, sampling: np.ndarray, gradient: np.ndarray) -> Cofunction:
         """Return the derivative with respect to s: layers' derivatives (layers, J, C, C) -> s_space*."""
-        return _cofunction(self.s_space, sampling, gradient)
+        return _cofunction(self._duals[0], sampling, gradient)
 
     def b_cofunction(self, sampling: np.ndarray, gradient: np.ndarray) -> Cofunction:
         """Return the derivative with respect to b: layers' derivatives (layers, C) -> b_space*."""
-        return _cofunction(self.b_space, sampling, gradient)
+        return _cofunction(self._duals[1], sampling, gradient)
 
     def regularisation(self, s: Function, b: Function, size: float = 0.0, roughness: float = 0.0, scales=None):
         r"""Return the UFL form of the controls' regularisation,
@@ -231,7 +235,7 @@ class ControlSpace:
         return scales
 
 
-def _cofunction(space, sampling: np.ndarray, gradient: np.ndarray) -> Cofunction:
-    out = Cofunction(space.dual())
+def _cofunction(dual, sampling: np.ndarray, gradient: np.ndarray) -> Cofunction:
+    out = Cofunction(dual)
     out.dat.data[:] = (sampling.T @ gradient.reshape(gradient.shape[0], -1)).reshape(out.dat.data_ro.shape)
     return out

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy.special import log_softmax, logsumexp, softmax
 
 __all__ = ["LeastSquares", "Loss", "SoftmaxCrossEntropy"]
 
@@ -25,6 +24,13 @@ class Loss(Protocol):
     def hessian(
         self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, direction: np.ndarray
     ) -> np.ndarray: ...
+
+
+def _shifted_exponentials(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each image's largest score m, exp(c - m) and its sum over classes: no score overflows."""
+    largest = scores.max(axis=0)
+    powers = np.exp(scores - largest)
+    return largest, powers, powers.sum(axis=0)
 
 
 def _one_hot(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -42,23 +48,27 @@ class SoftmaxCrossEntropy:
 
     def value(self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
         """Return the weighted sum of the losses."""
-        return float(weights @ (logsumexp(scores, axis=0) - scores[labels, np.arange(labels.size)]))
+        largest, _, total = _shifted_exponentials(scores)
+        return float(weights @ (np.log(total) + largest - scores[labels, np.arange(labels.size)]))
 
     def gradient(self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return the derivative with respect to the scores (K, images)."""
-        return weights * (softmax(scores, axis=0) - _one_hot(scores, labels))
+        out = self.probabilities(scores)
+        out[labels, np.arange(labels.size)] -= 1.0
+        return weights * out
 
     def hessian(
         self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, direction: np.ndarray
     ) -> np.ndarray:
         """Return the Hessian times a direction of scores (K, images)."""
-        p = softmax(scores, axis=0)
+        p = self.probabilities(scores)
         moved = p * direction
         return weights * (moved - p * moved.sum(axis=0))
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Return the softmax of the scores."""
-        return np.exp(log_softmax(scores, axis=0))
+        _, powers, total = _shifted_exponentials(scores)
+        return powers / total
 
 
 @dataclass(frozen=True)

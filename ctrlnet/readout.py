@@ -126,6 +126,11 @@ class Readout:
         P = sp.csr_matrix((values, columns, start), shape=(mass.size, self.space.dim()))
         return (sp.diags(mass) @ P).T.tocsr()
 
+    @cached_property
+    def _prolongation(self) -> sp.csr_matrix:
+        """The transpose of the restriction: M_L P."""
+        return self._restriction.T.tocsr()
+
     def restrict(self, Y: np.ndarray) -> np.ndarray:
         """Return the features (features, images) of a chunk Y (owned, C, images), summed over ranks."""
         flat = Y.reshape(Y.shape[0], -1)
@@ -144,7 +149,7 @@ class Readout:
         if self._restriction is None:
             result = self.network.operators.mass[:, None] * flat
         else:
-            result = self._restriction.T @ flat
+            result = self._prolongation @ flat
         out[...] = result.reshape(out.shape)
 
     # Regularisation and transfer.

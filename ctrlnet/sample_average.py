@@ -108,6 +108,7 @@ class SampleAverage:
         self._plan_memory(memory_limit)
         self._buffers: dict[int, Trajectory] = {}
         self._lifted: set[int] = set()
+        self._kept_features: dict[int, np.ndarray] = {}
         self._lambdas: dict[int, np.ndarray] = {}
         self._point: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -164,12 +165,19 @@ class SampleAverage:
             and np.array_equal(S, self._point[0])
             and np.array_equal(b, self._point[1])
         )
+        if not known:
+            self._forget()
         for chunk in self._chunks:
             yield chunk, (self._trajectory(chunk, True) if known else self._propagate(chunk, S, b, True)[0])
 
     def _features(self, chunk: _Chunk, state: np.ndarray) -> np.ndarray:
         F = self.readout.restrict(state)[:, : chunk.stop - chunk.start]
         return np.asarray(F, dtype=float)
+
+    def _final_features(self, chunk: _Chunk, state: np.ndarray) -> np.ndarray:
+        """Return the features of a chunk at the remembered point, from the value's pass where they were kept."""
+        kept = self._kept_features.get(chunk.number)
+        return self._features(chunk, state) if kept is None else kept
 
     def _labels(self, chunk: _Chunk) -> tuple[slice, np.ndarray, np.ndarray]:
         mine = self._share(chunk.stop - chunk.start)
@@ -184,6 +192,10 @@ class SampleAverage:
     def _sum(self, *arrays: np.ndarray) -> None:
         for array in arrays:
             self.network.comm.Allreduce(MPI.IN_PLACE, array)
+
+    def _forget(self) -> None:
+        self._point = None
+        self._kept_features.clear()
 
     def _remember(self, S: np.ndarray, b: np.ndarray) -> None:
         self._point = (S.copy(), b.copy())
@@ -215,7 +227,7 @@ class SampleAverage:
         PropagationError
             If a state is not finite.
         """
-        self._point = None
+        self._forget()
         parts = []
         for chunk in self._chunks:
             _, final = self._propagate(chunk, S, b, keep and self.snapshots is None)
@@ -230,7 +242,7 @@ class SampleAverage:
 
     def _check(self, number: float) -> None:
         if not self.network.comm.allreduce(bool(np.isfinite(number)), op=MPI.LAND):
-            self._point = None
+            self._forget()
             raise PropagationError(
                 "The propagation is not finite: the controls are too large for the explicit step "
                 f"h = {self.network.step_sizes[0]:g}. Take more layers, a shorter time or smaller controls."
@@ -238,12 +250,15 @@ class SampleAverage:
 
     def value(self, S: np.ndarray, b: np.ndarray, W: np.ndarray, beta: np.ndarray) -> float:
         """Return the average loss. Raises :class:`PropagationError` if it is not finite."""
-        self._point = None
+        self._forget()
         total = 0.0
         for chunk in self._chunks:
             _, final = self._propagate(chunk, S, b, self.snapshots is None)
             mine, labels, weights = self._labels(chunk)
-            scores = W.T @ self._features(chunk, final)[:, mine] + beta[:, None]
+            F = self._features(chunk, final)
+            if self.keeps_trajectories:
+                self._kept_features[chunk.number] = F
+            scores = W.T @ F[:, mine] + beta[:, None]
             total += self.loss.value(scores, labels, weights)
         self._check(total)
         self._remember(S, b)
@@ -254,7 +269,7 @@ class SampleAverage:
         gS, gb, gW, gbeta = np.zeros(S.shape), np.zeros(b.shape), np.zeros(W.shape), np.zeros(beta.shape)
 
         def final_adjoint(chunk: _Chunk, final: np.ndarray) -> np.ndarray:
-            F = self._features(chunk, final)
+            F = self._final_features(chunk, final)
             mine, labels, weights = self._labels(chunk)
             dscores = self.loss.gradient(W.T @ F[:, mine] + beta[:, None], labels, weights)
             if with_weights:
