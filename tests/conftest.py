@@ -1,0 +1,175 @@
+"""Fixtures of all tests: a fresh tape, and small meshes and networks of every cell type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from firedrake import (
+    COMM_WORLD,
+    BoxMesh,
+    Function,
+    FunctionSpace,
+    IntervalMesh,
+    RectangleMesh,
+    SpatialCoordinate,
+    VectorFunctionSpace,
+)
+from pyadjoint import (
+    Tape,
+    annotate_tape,
+    continue_annotation,
+    get_working_tape,
+    pause_annotation,
+    set_working_tape,
+    taylor_to_dict,
+)
+
+from ctrlnet import ControlSpace, Network, Residual, low_order_operators, stencil_operators, tanh
+
+
+@pytest.fixture(autouse=True)
+def fresh_tape():
+    """Start each test without annotation on an empty tape; fail one that leaves either behind."""
+    pause_annotation()
+    set_working_tape(Tape())
+    yield
+    annotating, blocks = annotate_tape(), len(get_working_tape().get_blocks())
+    pause_annotation()
+    set_working_tape(Tape())
+    assert not annotating, "this test left annotation switched on"
+    assert not blocks, f"this test left {blocks} blocks on the working tape"
+
+
+class annotated:
+    """Context that annotates on a tape of its own, for the tests' own functionals."""
+
+    def __enter__(self) -> Tape:
+        self._outer = get_working_tape()
+        tape = Tape()
+        set_working_tape(tape)
+        continue_annotation()
+        return tape
+
+    def __exit__(self, *_) -> None:
+        pause_annotation()
+        set_working_tape(self._outer)
+
+
+@pytest.fixture
+def annotation():
+    """The context :class:`annotated`, to be called once a functional."""
+    return annotated
+
+
+def make_mesh(kind: str, cells: int = 4, width: float = 1.0, comm=COMM_WORLD):
+    """Return a uniform mesh of ``cells`` x ``cells + 1`` x ``cells + 2`` cells of the given width."""
+    counts = [cells, cells + 1, cells + 2]
+    lengths = [width * n for n in counts]
+    if kind == "interval":
+        return IntervalMesh(counts[0], lengths[0], comm=comm)
+    if kind in ("quadrilateral", "triangle"):
+        return RectangleMesh(*counts[:2], *lengths[:2], quadrilateral=kind == "quadrilateral", comm=comm)
+    return BoxMesh(*counts, *lengths, hexahedral=kind == "hexahedron", comm=comm)
+
+
+@pytest.fixture(scope="session")
+def space():
+    """Return a factory of CG1 spaces: ``space(kind, cells, width, comm)``."""
+    return lambda *args, **kwargs: FunctionSpace(make_mesh(*args, **kwargs), "CG", 1)
+
+
+@pytest.fixture
+def coordinates():
+    """Return a function: a CG1 space -> coordinates of its owned nodes (nodes, dim)."""
+
+    def of(V):
+        X = Function(VectorFunctionSpace(V.mesh(), V.ufl_element())).interpolate(SpatialCoordinate(V.mesh()))
+        return X.dat.data_ro.reshape(-1, V.mesh().geometric_dimension).copy()
+
+    return of
+
+
+@dataclass
+class Case:
+    """A network with controls (s, b) and a state Y0 that reach the curved part of every activation."""
+
+    network: Network
+    s: Function
+    b: Function
+    Y0: Function
+
+    def perturbation(self, seed: int = 7) -> tuple[Function, Function, Function]:
+        """Return directions of s, b, Y0."""
+        rng = np.random.default_rng(seed)
+        return tuple(normal(f.function_space(), rng, 0.1) for f in (self.s, self.b, self.Y0))
+
+
+def normal(space, rng: np.random.Generator, scale: float = 1.0) -> Function:
+    """Return a Function with normal coefficients; serial."""
+    out = Function(space)
+    out.dat.data[:] = scale * rng.standard_normal(out.dat.data_ro.shape)
+    return out
+
+
+@pytest.fixture
+def normal_function():
+    return normal
+
+
+def assert_taylor(J, start, direction):
+    """Assert remainders of order 2 with the gradient and of order 3 with the Hessian, by pyadjoint's own test.
+
+    The asymptotic range ends at round-off on one side and at the next order's remainder on the other. It is
+    looked for by scaling the direction; a wrong derivative has the order 1 or 2 at every scale.
+    """
+    best = {"R1": 0.0, "R2": 0.0}
+    for factor in (1.0, 4.0, 0.0625):
+        scaled = [d._ad_mul(factor) for d in direction]
+        rates = taylor_to_dict(J, start, scaled)
+        assert min(rates["R0"]["Rate"]) > 0.8, "the functional must depend on the controls"
+        best = {key: max(best[key], min(rates[key]["Rate"])) for key in best}
+        if best["R1"] >= 1.95 and best["R2"] >= 2.95:
+            return
+    raise AssertionError(
+        f"J(m + e d) - J(m) - e J'd is O(e^2), with - e^2/2 d'Hd it is O(e^3); measured orders {best}"
+    )
+
+
+@pytest.fixture(name="assert_taylor")
+def assert_taylor_fixture():
+    return assert_taylor
+
+
+@pytest.fixture
+def make_network():
+    """Return a factory of small networks: all stencils on tensor-product cells, low order on simplices."""
+
+    def factory(
+        kind: str, features: int = 2, layers: int = 3, activation=tanh, operators=None, cells: int = 3, degree: int = 0,
+        control_cells: int | None = None, T: float = 0.6, comm=COMM_WORLD, **settings,
+    ) -> Network:
+        V = FunctionSpace(make_mesh(kind, cells, comm=comm), "CG", 1)
+        if operators is None:
+            simplices = kind in ("triangle", "tetrahedron")
+            operators = low_order_operators if simplices or kind == "hexahedron" else stencil_operators
+        D = operators(V)
+        controls = ControlSpace(T, layers if control_cells is None else control_cells, D, features, degree)
+        return Network(D, controls, steps=layers, dynamics=Residual(activation), **settings)
+
+    return factory
+
+
+@pytest.fixture
+def make_case(make_network):
+    """Return a factory of cases: ``make_case(kind, images=2, **network)``."""
+
+    def factory(kind: str, images: int = 2, **settings) -> Case:
+        network = make_network(kind, **settings)
+        rng = np.random.default_rng(3)
+        s, b = network.controls.random(rng, 0.3)
+        b.dat.data[:] = 0.3 * rng.standard_normal(b.dat.data_ro.shape)
+        return Case(network, s, b, normal(network.state_space(images), rng))
+
+    return factory
