@@ -64,8 +64,8 @@ class ControlSpace:
 
     def __init__(self, T: float, cells: int, operators, features: int, degree: int = 0, refinements: int = 0):
         count = operators if isinstance(operators, int) else len(operators)
-        if not T > 0:
-            raise ValueError(f"The final time T must be positive, received {T!r}.")
+        if not 0 < T < np.inf:
+            raise ValueError(f"The final time T must be positive and finite, received {T!r}.")
         for what, value in (("cells", cells), ("operators", count), ("features", features)):
             if value < 1:
                 raise ValueError(f"A control needs at least one of {what}, received {value!r}.")

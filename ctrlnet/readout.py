@@ -133,7 +133,7 @@ class Readout:
 
     def restrict(self, Y: np.ndarray) -> np.ndarray:
         """Return the features (features, images) of a chunk Y (owned, C, images), summed over ranks."""
-        flat = Y.reshape(Y.shape[0], -1)
+        flat = Y.reshape(Y.shape[0], Y.shape[1] * Y.shape[2])
         if self._restriction is None:
             F = self.network.operators.mass[:, None] * flat
         else:

@@ -128,7 +128,7 @@ def assert_taylor(J, start, direction):
     for factor in (1.0, 4.0, 0.0625):
         scaled = [d._ad_mul(factor) for d in direction]
         rates = taylor_to_dict(J, start, scaled)
-        assert min(rates["R0"]["Rate"]) > 0.8, "the functional must depend on the controls"
+        assert min(rates["R0"]["Residual"]) > 1e-12, "the functional must depend on the controls"
         best = {key: max(best[key], min(rates[key]["Rate"])) for key in best}
         if best["R1"] >= 1.95 and best["R2"] >= 2.95:
             return

@@ -10,6 +10,7 @@ import pytest
 from firedrake import (
     BoxMesh,
     Constant,
+    ExtrudedMesh,
     Function,
     FunctionSpace,
     IntervalMesh,
@@ -244,6 +245,12 @@ def test_a_space_without_lumped_mass_is_refused(name):
     with pytest.raises(ValueError, match=r"scalar continuous space of degree 1, whose mass can be lumped; received .*"
                                          r"Use FunctionSpace\(mesh, 'CG', 1\)"):
         Operators(V, [identity])
+
+
+@pytest.mark.parametrize("base", [lambda: UnitSquareMesh(2, 2), lambda: UnitSquareMesh(2, 2, quadrilateral=True)])
+def test_extruded_cells_are_refused(base):
+    with pytest.raises(ValueError, match=r"A mesh of .* has no vertex quadrature|can be lumped; received Tensor"):
+        Operators(FunctionSpace(ExtrudedMesh(base(), 2), "CG", 1), [identity])
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,6 @@ class Halo:
         unit = self._types.get(row_bytes)
         if unit is None:
             unit = self._types[row_bytes] = MPI.BYTE.Create_contiguous(row_bytes).Commit()
-        flat = field.reshape(field.shape[0], -1).view(np.uint8)
+        flat = field.reshape(-1).view(np.uint8)
         self._forest.bcastBegin(unit, flat, flat, MPI.REPLACE)
         self._forest.bcastEnd(unit, flat, flat, MPI.REPLACE)

@@ -6,6 +6,7 @@ import ctypes
 from dataclasses import dataclass
 
 import numpy as np
+from mpi4py import MPI
 
 from ctrlnet.activations import Activation
 from ctrlnet.kernels.codegen import KernelSpec
@@ -83,7 +84,8 @@ class FusedSweep:
         self.table = table
         self.features = features
         self.dtype = np.dtype(np.float64 if precision == "double" else np.float32)
-        widest = max(table.forward.widest_row, table.transposed.widest_row)
+        # The generated code must be the same on all ranks.
+        widest = table.halo.comm.allreduce(max(table.forward.widest_row, table.transposed.widest_row), op=MPI.MAX)
         spec = KernelSpec(
             features, table.operators, widest, activation.c_text, activation.keeps_value, precision == "single"
         )

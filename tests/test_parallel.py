@@ -1,0 +1,220 @@
+"""The same numbers on any number of ranks: each test also solves the problem of one rank and compares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from firedrake import (
+    COMM_SELF,
+    COMM_WORLD,
+    Function,
+    FunctionSpace,
+    Mesh,
+    RectangleMesh,
+    SpatialCoordinate,
+    VectorFunctionSpace,
+    as_vector,
+    assemble,
+    cos,
+    dx,
+    inner,
+    sin,
+)
+from firedrake.adjoint import Control, ReducedFunctional
+from mpi4py import MPI
+
+from ctrlnet import (
+    ControlSpace,
+    Network,
+    Readout,
+    Sample,
+    TrainingProblem,
+    low_order_operators,
+    propagate,
+    stencil_operators,
+)
+from ctrlnet.plain import layer_controls, layer_derivatives, propagate_plain
+
+on_ranks = pytest.mark.parallel(nprocs=[1, 2, 3])
+
+C, K, LAYERS = 2, 3, 3
+SQUARE = Path(__file__).parents[1] / "meshes" / "square.msh"
+
+
+def build_network(comm, quadrilateral, degree=0, control_cells=LAYERS):
+    V = FunctionSpace(RectangleMesh(7, 6, 3.5, 3.0, quadrilateral=quadrilateral, comm=comm), "CG", 1)
+    D = stencil_operators(V) if quadrilateral else low_order_operators(V)
+    return Network(D, ControlSpace(0.6, control_cells, D, C, degree), steps=LAYERS, lift=[1.0, -0.5])
+
+
+def controls_of(network):
+    """The same s and b for every communicator."""
+    s, b = network.controls.random(np.random.default_rng(1), 0.2)
+    b.dat.data[:] = 0.3 * np.random.default_rng(2).standard_normal(b.dat.data_ro.shape)
+    return s, b
+
+
+def smooth(space, shift=0.0):
+    """A Function given by its values in space, whatever the numbering of nodes."""
+    x, y = SpatialCoordinate(space.mesh())
+    values = [sin((k + 1) * x + shift) + cos(y - 0.3 * k) for k in range(space.value_size)]
+    return Function(space).interpolate(as_vector(values))
+
+
+def in_order_of_place(function_or_cofunction, space):
+    """All ranks' values (nodes, components), sorted by the nodes' coordinates, on every rank."""
+    mesh = space.mesh()
+    X = Function(VectorFunctionSpace(mesh, "CG", 1)).interpolate(SpatialCoordinate(mesh)).dat.data_ro
+    values = function_or_cofunction.dat.data_ro.reshape(X.shape[0], function_or_cofunction.function_space().value_size)
+    places, values = (np.concatenate(mesh.comm.allgather(a)) for a in (X, values))
+    return values[np.lexsort(np.rint(places * 1e6).T)]
+
+
+def build_problem(comm, quadrilateral, coarse, **time):
+    network = build_network(comm, quadrilateral, **time)
+    space = None
+    if coarse:
+        space = FunctionSpace(RectangleMesh(2, 2, 3.5, 3.0, quadrilateral=quadrilateral, comm=comm), "CG", 1)
+    rng = np.random.default_rng(3)
+    # More images than one block of the kernels, so that ranks share some blocks and not others.
+    sample = Sample(rng.random((35, 8, 7)), rng.integers(0, K, 35), K)
+    problem = TrainingProblem(
+        Readout(network, K, space), sample, control_size=0.1, control_roughness=0.2, weights_gradient=0.1,
+        weights_size=0.05,
+    )
+    s, b = controls_of(network)
+    W = smooth(problem.readout.weights_space)
+    beta = Function(problem.readout.bias_space)
+    beta.dat.data[:] = [0.1, -0.2, 0.3]
+    return problem, (s, b, W, beta)
+
+
+def numbers(comm, *settings, **time):
+    """J, the gradient, a Hessian product, the scores and the accuracy."""
+    problem, point = build_problem(comm, *settings, **time)
+    functional = problem.reduced_functional(*point)
+    out = {"J": np.array(float(functional(list(point))))}
+    gradient = functional.derivative()
+    direction = [p._ad_mul(0.5) for p in point[:2]]
+    direction += [smooth(problem.readout.weights_space, 1.0), point[3]]
+    product = functional.hessian(direction)
+    for what, parts in (("dJ", gradient), ("H d", product)):
+        for name, part in zip(("s", "b", "W", "beta"), parts, strict=True):
+            in_space = name == "W"
+            out[f"{what} {name}"] = (
+                in_order_of_place(part, problem.readout.space) if in_space else part.dat.data_ro.copy()
+            )
+    arrays = problem.arrays(*point)
+    out["scores"] = problem.average.scores(*arrays)
+    out["accuracy"] = np.array(problem.average.accuracy(*arrays))
+    return out
+
+
+def assert_equal(mine, reference):
+    """Collective: a rank that failed alone would leave the others waiting."""
+    assert list(mine) == list(reference)
+    for name, values in reference.items():
+        size = np.abs(values).max()
+        error = np.abs(mine[name] - values).max() / size
+        error = COMM_WORLD.allreduce(float(error), op=MPI.MAX)
+        assert size > 0 and error <= 1e-12, f"{name} on {COMM_WORLD.size} ranks differs from one rank by {error:.1e}"
+
+
+@on_ranks
+@pytest.mark.parametrize("coarse", [False, True], ids=["own space", "coarse readout"])
+@pytest.mark.parametrize("quadrilateral", [True, False], ids=["quadrilaterals", "triangles"])
+def test_training_problem(quadrilateral, coarse):
+    """J, its gradient and Hessian products through the reduced functional."""
+    assert_equal(numbers(COMM_WORLD, quadrilateral, coarse), numbers(COMM_SELF, quadrilateral, coarse))
+
+
+@on_ranks
+@pytest.mark.parametrize("degree", [0, 1])
+def test_controls_that_steps_share(degree):
+    """Controls in time are copies on every rank, whatever their degree."""
+    time = dict(degree=degree, control_cells=2)
+    assert_equal(numbers(COMM_WORLD, False, True, **time), numbers(COMM_SELF, False, True, **time))
+
+
+@on_ranks
+def test_every_rank_returns_the_same():
+    """Bit by bit, or optimisers that run in lockstep would part."""
+    mine = numbers(COMM_WORLD, True, True)
+    for other in COMM_WORLD.allgather({k: v for k, v in mine.items() if not k.endswith(" W")}):
+        assert all(np.array_equal(other[name], mine[name]) for name in other)
+
+
+@on_ranks
+@pytest.mark.parametrize("quadrilateral", [True, False], ids=["quadrilaterals", "triangles"])
+def test_propagation_block(annotation, quadrilateral):
+    """The gradient of a functional of Y(T), with Y0 among the controls."""
+
+    def gradient(comm):
+        network = build_network(comm, quadrilateral)
+        s, b = controls_of(network)
+        Y0 = smooth(network.state_space(2))
+        with annotation() as tape:
+            Y = propagate(network, s, b, Y0)
+            J = ReducedFunctional(assemble(inner(Y, Y) ** 2 * dx), [Control(c) for c in (s, b, Y0)], tape=tape)
+        value, (gs, gb, gY0) = J([s, b, Y0]), J.derivative()
+        return {"J": np.array(float(value)), "s": gs.dat.data_ro.copy(), "b": gb.dat.data_ro.copy(),
+                "Y0": in_order_of_place(gY0, network.space), "Y": in_order_of_place(Y, network.space)}
+
+    assert_equal(gradient(COMM_WORLD), gradient(COMM_SELF))
+
+
+@on_ranks
+def test_plain_route(annotation):
+    """The oracle agrees with the fused route on any number of ranks too."""
+    network = build_network(COMM_WORLD, True)
+    s, b = controls_of(network)
+    Y0 = smooth(network.state_space(1))
+    with annotation() as tape:
+        Y = propagate(network, s, b, Y0)
+        fused = ReducedFunctional(assemble(inner(Y, Y) * dx), [Control(s), Control(b)], tape=tape).derivative()
+    s_layers, b_layers = layer_controls(network, s, b)
+    with annotation() as tape:
+        Y = propagate_plain(network, s_layers, b_layers, Y0)
+        J = assemble(inner(Y, Y) * dx)
+        plain = ReducedFunctional(J, [Control(c) for c in (*s_layers, *b_layers)], tape=tape).derivative()
+    gS, gb = layer_derivatives(network, plain[:LAYERS], plain[LAYERS:])
+    expected = network.controls.s_cofunction(network.sampling, gS), network.controls.b_cofunction(network.sampling, gb)
+    oracle = {"s": expected[0].dat.data_ro, "b": expected[1].dat.data_ro}
+    assert_equal({"s": fused[0].dat.data_ro, "b": fused[1].dat.data_ro}, oracle)
+
+
+@on_ranks
+def test_more_ranks_than_a_mesh_has_cells():
+    """A rank without a node of its own takes part all the same."""
+
+    def value(comm):
+        D = low_order_operators(FunctionSpace(RectangleMesh(2, 1, 2.0, 1.0, quadrilateral=True, comm=comm), "CG", 1))
+        network = Network(D, ControlSpace(0.5, 2, D, 1))
+        sample = Sample(np.random.default_rng(4).random((3, 2, 4)), np.array([0, 1, 1]), 2)
+        problem = TrainingProblem(Readout(network, 2), sample)
+        s, b = network.controls.random(np.random.default_rng(5))
+        W, beta = problem.readout.functions()
+        point = [s, b, smooth(W.function_space()), beta]
+        functional = problem.reduced_functional(*point)
+        value, gradient = functional(point), functional.derivative()
+        return {"J": np.array(float(value)), "s": gradient[0].dat.data_ro.copy(),
+                "W": in_order_of_place(gradient[2], problem.readout.space)}
+
+    assert_equal(value(COMM_WORLD), value(COMM_SELF))
+
+
+@on_ranks
+def test_an_unstructured_mesh():
+    """Rows of many lengths, the widest on one rank alone: the kernels are still the same on all."""
+
+    def final(comm):
+        V = FunctionSpace(Mesh(str(SQUARE), comm=comm), "CG", 1)
+        D = low_order_operators(V)
+        network = Network(D, ControlSpace(0.5, 2, D, C))
+        s, b = controls_of(network)
+        Y = propagate(network, s, b, smooth(network.state_space(1)))
+        return {"Y": in_order_of_place(Y, V)}
+
+    assert_equal(final(COMM_WORLD), final(COMM_SELF))
