@@ -123,22 +123,22 @@ def assert_equal(mine, reference):
 
 
 @on_ranks
-@pytest.mark.parametrize("coarse", [False, True], ids=["own space", "coarse readout"])
 @pytest.mark.parametrize("quadrilateral", [True, False], ids=["quadrilaterals", "triangles"])
-def test_training_problem(quadrilateral, coarse):
-    """J, its gradient and Hessian products through the reduced functional."""
-    assert_equal(numbers(COMM_WORLD, quadrilateral, coarse), numbers(COMM_SELF, quadrilateral, coarse))
+def test_training_problem(quadrilateral):
+    """J, its gradient and Hessian products through the reduced functional, W in the network's space or a coarse one."""
+    for coarse in (False, True):
+        assert_equal(numbers(COMM_WORLD, quadrilateral, coarse), numbers(COMM_SELF, quadrilateral, coarse))
 
 
 @on_ranks
-@pytest.mark.parametrize("degree", [0, 1])
-def test_controls_that_steps_share(degree):
+def test_controls_that_steps_share():
     """Controls in time are copies on every rank, whatever their degree."""
-    time = dict(degree=degree, control_cells=2)
-    assert_equal(numbers(COMM_WORLD, False, True, **time), numbers(COMM_SELF, False, True, **time))
+    for degree in (0, 1):
+        time = dict(degree=degree, control_cells=2)
+        assert_equal(numbers(COMM_WORLD, False, True, **time), numbers(COMM_SELF, False, True, **time))
 
 
-@on_ranks
+@pytest.mark.parallel(nprocs=3)
 def test_every_rank_returns_the_same():
     """Bit by bit, or optimisers that run in lockstep would part."""
     mine = numbers(COMM_WORLD, True, True)
@@ -147,11 +147,10 @@ def test_every_rank_returns_the_same():
 
 
 @on_ranks
-@pytest.mark.parametrize("quadrilateral", [True, False], ids=["quadrilaterals", "triangles"])
-def test_propagation_block(annotation, quadrilateral):
+def test_propagation_block(annotation):
     """The gradient of a functional of Y(T), with Y0 among the controls."""
 
-    def gradient(comm):
+    def gradient(comm, quadrilateral):
         network = build_network(comm, quadrilateral)
         s, b = controls_of(network)
         Y0 = smooth(network.state_space(2))
@@ -162,12 +161,13 @@ def test_propagation_block(annotation, quadrilateral):
         return {"J": np.array(float(value)), "s": gs.dat.data_ro.copy(), "b": gb.dat.data_ro.copy(),
                 "Y0": in_order_of_place(gY0, network.space), "Y": in_order_of_place(Y, network.space)}
 
-    assert_equal(gradient(COMM_WORLD), gradient(COMM_SELF))
+    for quadrilateral in (True, False):
+        assert_equal(gradient(COMM_WORLD, quadrilateral), gradient(COMM_SELF, quadrilateral))
 
 
-@on_ranks
+@pytest.mark.parallel(nprocs=2)
 def test_plain_route(annotation):
-    """The oracle agrees with the fused route on any number of ranks too."""
+    """The oracle agrees with the fused route on two ranks too."""
     network = build_network(COMM_WORLD, True)
     s, b = controls_of(network)
     Y0 = smooth(network.state_space(1))

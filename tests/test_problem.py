@@ -207,6 +207,23 @@ def test_a_gradient_is_that_of_the_last_point(make_problem):
         np.testing.assert_allclose(one, other.dat.data_ro, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("changed", [0, 1], ids=["s", "b"])
+def test_derivatives_without_a_value_first(make_problem, changed):
+    """The sample average recognises that its trajectories are those of another point."""
+    problem, point, direction = make_problem("triangle")
+    average = problem.average
+    average.value(*problem.arrays(*point))
+    moved = list(point)
+    moved[changed] = point[changed]._ad_add(direction[changed])
+    arrays, step = problem.arrays(*moved), problem.arrays(*direction)
+    fresh = make_problem("triangle")[0].average
+    for one, other in zip(average.gradient(*arrays), fresh.gradient(*arrays), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-15)
+    average.value(*problem.arrays(*point))
+    for one, other in zip(average.hessian(arrays, step), fresh.hessian(arrays, step), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-15)
+
+
 def test_single_precision_is_double_to_its_rounding(make_problem):
     """Sums are in double: J and its gradient are off by the rounding of the states alone."""
     found = []
