@@ -6,12 +6,16 @@ sample average is the caller's: it passes each image's weight (1/n, or 0 for pad
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-__all__ = ["LeastSquares", "Loss", "SoftmaxCrossEntropy"]
+__all__ = ["LeastSquares", "Loss", "SoftmaxCrossEntropy", "image_hessians"]
+
+
+Product = Callable[[np.ndarray], np.ndarray]
 
 
 class Loss(Protocol):
@@ -24,6 +28,8 @@ class Loss(Protocol):
     def hessian(
         self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, direction: np.ndarray
     ) -> np.ndarray: ...
+
+    def hessian_at(self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Product: ...
 
 
 def _shifted_exponentials(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,9 +67,17 @@ class SoftmaxCrossEntropy:
         self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, direction: np.ndarray
     ) -> np.ndarray:
         """Return the Hessian times a direction of scores (K, images)."""
+        return self.hessian_at(scores, labels, weights)(direction)
+
+    def hessian_at(self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Product:
+        """Return the map from directions to their products, for many of them at the same scores."""
         p = self.probabilities(scores)
-        moved = p * direction
-        return weights * (moved - p * moved.sum(axis=0))
+        weighted = weights * p
+
+        def product(direction: np.ndarray) -> np.ndarray:
+            return weighted * (direction - (p * direction).sum(axis=0))
+
+        return product
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Return the softmax of the scores."""
@@ -88,3 +102,18 @@ class LeastSquares:
     ) -> np.ndarray:
         """Return the Hessian times a direction of scores (K, images)."""
         return weights * direction
+
+    def hessian_at(self, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Product:
+        """Return the map from directions to their products, for many of them at the same scores."""
+        return lambda direction: weights * direction
+
+
+def image_hessians(loss: Loss, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted Hessian of each image's loss in its scores, (images, K, K)."""
+    out = np.empty((scores.shape[1], scores.shape[0], scores.shape[0]))
+    product = loss.hessian_at(scores, labels, weights)
+    for k in range(scores.shape[0]):
+        unit = np.zeros_like(scores)
+        unit[k] = 1.0
+        out[:, :, k] = product(unit).T
+    return out

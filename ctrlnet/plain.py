@@ -43,6 +43,7 @@ from firedrake import (
 from firedrake.functionspaceimpl import WithGeometry
 from pyadjoint import stop_annotating
 
+from ctrlnet.integrators import IMEX
 from ctrlnet.network import Network
 from ctrlnet.operators import Form, lumped_dx
 
@@ -115,7 +116,7 @@ def layer_derivatives(
 def propagate_plain(
     network: Network, s_layers: Sequence[Function], b_layers: Sequence[Function], Y0: Function
 ) -> Function:
-    r"""Return Y(T) by forward Euler, every operation annotated by pyadjoint itself.
+    r"""Return Y(T) by forward Euler or IMEX Euler, every operation annotated by pyadjoint itself.
 
     Parameters
     ----------
@@ -155,13 +156,20 @@ def propagate_plain(
 
 
 def plain_step(network: Network, s: Function, b: Function, Y: Function, h: Constant) -> Function:
-    r"""Return :math:`Y + h f(KY + b)`, one step of forward Euler."""
+    r"""Return :math:`Y + h f(KY + b)`, one step of forward Euler; under IMEX the solve follows."""
     Z = _stencils(network, s, b, Y)
     rate = network.dynamics.right_hand_side
     following = as_vector([y + h * rate(z) for y, z in zip(split(Y), split(Z), strict=True)])
     # Nodal, as an interpolation is: at a vertex only its own basis function differs from zero. But of a
     # nonlinear interpolation Firedrake has no second derivatives.
-    return _mass_solve(ufl.inner(following, TestFunction(Y.function_space())) * lumped_dx(), Y.function_space())
+    V = Y.function_space()
+    right = ufl.inner(following, TestFunction(V)) * lumped_dx()
+    if not isinstance(network.integrator, IMEX):
+        return _mass_solve(right, V)
+    u, v, out = TrialFunction(V), TestFunction(V), Function(V)
+    left = ufl.inner(u, v) * lumped_dx() - h * network.dynamics.diffusion(u, v)
+    solve(left == right, out, solver_parameters={"ksp_type": "preonly", "pc_type": "lu"})
+    return out
 
 
 def _stencils(network: Network, s: Function, b: Function, Y: Function) -> Function:

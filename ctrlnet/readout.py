@@ -24,6 +24,7 @@ from firedrake import (
 from mpi4py import MPI
 from pyadjoint import stop_annotating
 
+from ctrlnet.kernels import RowProduct
 from ctrlnet.network import Network
 from ctrlnet.operators import lumped_dx
 
@@ -109,6 +110,16 @@ class Readout:
         target.dat.data[:] = self._own(array).reshape(target.dat.data_ro.shape)
         return target
 
+    @cached_property
+    def _duals(self):
+        return self.weights_space.dual(), self.bias_space.dual()
+
+    def cofunctions(self, gW: np.ndarray, gbeta: np.ndarray) -> tuple[Cofunction, Cofunction]:
+        """Return derivatives (features, K) and (K,) as Cofunctions in the duals of W's and beta's spaces."""
+        W, beta = (Cofunction(dual) for dual in self._duals)
+        beta.dat.data[:] = gbeta.reshape(beta.dat.data_ro.shape)
+        return self.set_weights(W, gW), beta
+
     # Features of a chunk and their transpose.
 
     @cached_property
@@ -127,30 +138,30 @@ class Readout:
         return (sp.diags(mass) @ P).T.tocsr()
 
     @cached_property
-    def _prolongation(self) -> sp.csr_matrix:
-        """The transpose of the restriction: M_L P."""
-        return self._restriction.T.tocsr()
+    def _restrict(self) -> RowProduct:
+        return RowProduct(self._restriction, self.network.sweep.dtype, np.float64, self.comm)
+
+    @cached_property
+    def _restrict_adjoint(self) -> RowProduct:
+        return RowProduct(self._restriction.T.tocsr(), np.float64, self.network.sweep.dtype, self.comm)
 
     def restrict(self, Y: np.ndarray) -> np.ndarray:
-        """Return the features (features, images) of a chunk Y (owned, C, images), summed over ranks."""
-        flat = Y.reshape(Y.shape[0], Y.shape[1] * Y.shape[2])
+        """Return the features (features, images), in double, of a chunk Y (owned, C, images), summed over ranks."""
         if self._restriction is None:
-            F = self.network.operators.mass[:, None] * flat
+            F = self.network.operators.mass[:, None, None] * Y
         else:
-            F = self._restriction @ flat
+            F = self._restrict(Y, np.empty((self.space.dim(), *Y.shape[1:])))
             if self.comm.size > 1:
-                F = np.ascontiguousarray(F, dtype=float)
                 self.comm.Allreduce(MPI.IN_PLACE, F)
         return F.reshape(-1, Y.shape[-1])
 
     def restrict_adjoint(self, dF: np.ndarray, out: np.ndarray) -> None:
         """Write the adjoint state at time T, V*: dF (features, images) -> out (owned, C, images)."""
-        flat = dF.reshape(self.space.dim(), -1)
+        rows = dF.reshape(self.space.dim(), *out.shape[1:])
         if self._restriction is None:
-            result = self.network.operators.mass[:, None] * flat
+            np.multiply(self.network.operators.mass[:, None, None], rows, out=out, casting="same_kind")
         else:
-            result = self._prolongation @ flat
-        out[...] = result.reshape(out.shape)
+            self._restrict_adjoint(rows, out)
 
     # Regularisation and transfer.
 

@@ -90,5 +90,8 @@ class Sample:
         """Return ``count`` images drawn without replacement; the same draw on any number of ranks."""
         if not 1 <= count <= len(self):
             raise ValueError(f"Cannot draw {count} images from a sample of {len(self)}; ask for 1 to {len(self)}.")
-        chosen = rng.choice(len(self), size=count, replace=False)
-        return Sample(self.images[chosen], self.labels[chosen], self.classes)
+        return self.chosen(rng.choice(len(self), size=count, replace=False))
+
+    def chosen(self, numbers: np.ndarray) -> Sample:
+        """Return the images of the given numbers, in their order."""
+        return Sample(self.images[numbers], self.labels[numbers], self.classes)

@@ -1,8 +1,9 @@
 r"""The average loss over a sample, streamed through the network in chunks of images.
 
 Each chunk is propagated by all ranks of the mesh together. Its features are then summed over ranks, and
-each rank takes its share of the chunk's images for scores and losses. Trajectories are kept for the
-adjoint as long as they fit the memory limit; beyond it they are recomputed, chunk by chunk or layer by layer.
+each rank takes its share of the chunk's images for scores and losses. An ensemble splits the images first:
+each member has a copy of the mesh and its own chunks. Trajectories are kept for the adjoint as long as they fit
+the memory limit; beyond it they are recomputed, chunk by chunk or layer by layer.
 """
 
 from __future__ import annotations
@@ -12,44 +13,34 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
+from firedrake import Ensemble
 from mpi4py import MPI
 
+from ctrlnet.chunks import Chunk, chunk_size, chunks_of
+from ctrlnet.failures import PropagationError
+from ctrlnet.image_split import ImageSplit
 from ctrlnet.kernels import Trajectory, checkpointed_adjoint
 from ctrlnet.losses import Loss, SoftmaxCrossEntropy
+from ctrlnet.memory_plan import MemoryPlan
 from ctrlnet.readout import Readout
 from ctrlnet.sample import Sample
-from ctrlnet.transfer.images import PixelProjection
+from ctrlnet.transfer.nodal import PixelMap, projection_to
 from ctrlnet.work import Work
 
 __all__ = ["Features", "PropagationError", "SampleAverage"]
 
-_CHUNK_BYTES = 2**21
-_OWN_FIELDS = 8
-# The adjoint's gradient tiles want this many SIMD vectors of images, in cache or not.
-_LEAST_VECTORS = 4
-
-
-class PropagationError(ArithmeticError):
-    """The propagation left the range of floating point numbers (NaN or infinity).
-
-    An optimiser can shrink its step; a user can take more layers, a shorter time or smaller controls.
-    """
+# Trajectories beside those that are kept chunk by chunk: one that chunks share, one of two states, a tangent.
+_SHARED, _UNKEPT, _TANGENT = -3, -1, -2
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of this rank's images: ``values`` (features, images), their labels and weights (1/n)."""
+    """Features of this rank's images: ``values`` (features, images), labels, weights (1/n), numbers in the sample."""
 
     values: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    number: int
-    start: int
-    stop: int
+    numbers: np.ndarray
 
 
 class SampleAverage:
@@ -67,26 +58,35 @@ class SampleAverage:
     loss
         Loss of one image. Default: softmax cross-entropy.
     memory_limit
-        Bytes a rank may use to keep states for the derivatives. Where the sample's trajectories do not fit,
-        each chunk is propagated again; where one chunk's does not, its adjoint runs from a few stored states
-        by a binomial checkpoint schedule. Tangents and Hessian products always hold one chunk's trajectory.
+        Bytes a rank may use to keep states for the derivatives. Chunks whose trajectories do not fit are
+        propagated again; where not even one chunk's fits, its adjoint runs from a few stored states by a
+        binomial checkpoint schedule. Tangents and Hessian products always hold one chunk's trajectory.
     work
         Counter of sweeps; shared between objects that are to be counted together.
+    ensemble
+        A Firedrake ensemble whose members share the images out, each on a mesh of its own built with
+        ``comm=ensemble.comm``. Every rank is given the whole sample. Default: the mesh's ranks have all images.
+    projection
+        Maps images to nodal values of the network's space. Default: :class:`~ctrlnet.transfer.PixelProjection`.
+    replacing
+        An average over images of the same shape, whose projection this one takes over, and with an equally large
+        sample its storage: it is not to be used any more. For samples that are drawn again and again.
 
     Raises
     ------
     ValueError
-        If the sample has other classes than the readout, or its pixels do not fit the mesh's dimension.
+        If the sample has other classes than the readout, its pixels do not fit the mesh's dimension, the mesh
+        does not live on the ensemble's spatial communicator, or there are fewer images than members.
     """
 
     def __init__(
-        self, readout: Readout, sample: Sample, loss: Loss | None = None, memory_limit: int = 2**31,
-        work: Work | None = None,
+        self, readout: Readout, sample: Sample, loss: Loss | None = None, memory_limit: int = 2**30,
+        work: Work | None = None, ensemble: Ensemble | None = None,
+        projection: PixelMap | None = None, replacing: SampleAverage | None = None,
     ):
         if sample.classes != readout.classes:
             raise ValueError(
-                f"The sample has {sample.classes} classes, the readout {readout.classes}; they must agree."
-            )
+                f"The sample has {sample.classes} classes, the readout {readout.classes}; they must agree.")
         if memory_limit < 0:
             raise ValueError(f"memory_limit must not be negative, received {memory_limit!r} bytes.")
         self.readout = readout
@@ -94,113 +94,135 @@ class SampleAverage:
         self.sample = sample
         self.loss = SoftmaxCrossEntropy() if loss is None else loss
         self.work = Work() if work is None else work
-        self._projection = PixelProjection(self.network.space, sample.pixels)
-        block = self.network.sweep.image_block
-        bytes_an_image = self.network.sweep.field(block).nbytes // block
-        fitting = max(1, _CHUNK_BYTES // max(1, bytes_an_image) // block)
-        fitting = self.network.comm.allreduce(fitting, op=MPI.MIN)
-        needed = -(-len(sample) // block)
-        least = -(-_LEAST_VECTORS * self.network.sweep.lanes // block)
-        self.chunk_images = block * min(max(fitting, least), max(8, least), max(needed, 1))
-        count = -(-len(sample) // self.chunk_images)
-        edges = [(k * self.chunk_images, min(len(sample), (k + 1) * self.chunk_images)) for k in range(count)]
-        self._chunks = [_Chunk(k, *e) for k, e in enumerate(edges)]
-        self._plan_memory(memory_limit)
-        self._buffers: dict[int, Trajectory] = {}
+        self.split = split = ImageSplit(len(sample), self.network.comm, ensemble)
+        if projection is None and replacing is not None:
+            projection = replacing._projection
+        self._projection = projection_to(self.network.space, sample.pixels, projection)
+        self.chunk_images = chunk_size(self.network.sweep, split)
+        self._chunks = chunks_of(sample, split, self.chunk_images)
+        self.memory_limit = memory_limit
+        self.plan = MemoryPlan.within(
+            memory_limit, self.network.sweep, self.network.steps, self.chunk_images, len(self._chunks), self.comm)
+        fits = replacing is not None and replacing.chunk_images == self.chunk_images
+        self._buffers: dict[int, Trajectory] = replacing._buffers if fits else {}
         self._lifted: set[int] = set()
         self._kept_features: dict[int, np.ndarray] = {}
         self._lambdas: dict[int, np.ndarray] = {}
         self._point: tuple[np.ndarray, np.ndarray] | None = None
 
-    def _plan_memory(self, limit: int) -> None:
-        """Decide what is kept for the adjoint: all trajectories, one chunk's at a time, or a few of its states."""
-        comm, sweep = self.network.comm, self.network.sweep
-        chunk = comm.allreduce(sweep.trajectory_bytes(self.network.steps, self.chunk_images), op=MPI.MAX)
-        state = comm.allreduce(sweep.trajectory_bytes(0, self.chunk_images), op=MPI.MAX)
-        self.keeps_trajectories = chunk * len(self._chunks) <= limit
-        # Besides the snapshots a checkpointed sweep holds some fields of its own.
-        self.snapshots = None if chunk <= limit else max(1, limit // state - _OWN_FIELDS)
+    @property
+    def keeps_trajectories(self) -> bool:
+        """Whether all trajectories are kept for the derivatives."""
+        return self.plan.keeps_all
+
+    @property
+    def snapshots(self) -> int | None:
+        return self.plan.snapshots
+
+    def _stays(self, chunk: Chunk) -> bool:
+        return chunk.number < self.plan.kept
+
+    @cached_property
+    def _repropagated(self) -> int:
+        """Images, of all members, that are propagated again for a derivative."""
+        again = sum(c.stop - c.start for c in self._chunks if not self._stays(c))
+        return again if self.ensemble is None else self.ensemble.ensemble_comm.allreduce(again)
+
+    @property
+    def comm(self) -> MPI.Comm:
+        """All ranks: losses and derivatives are sums over them."""
+        return self.split.comm
+
+    @property
+    def ensemble(self) -> Ensemble | None:
+        return self.split.ensemble
+
+    def over(self, chosen: np.ndarray, replacing: SampleAverage | None = None) -> SampleAverage:
+        """Return the average over the images of the given numbers, counted together with this one.
+
+        ``replacing`` is an earlier subset that is done with; without it the pixels' projection alone is shared.
+        """
+        out = SampleAverage(
+            self.readout, self.sample.chosen(chosen), self.loss, self.memory_limit, self.work, self.ensemble,
+            replacing=self if replacing is None else replacing)
+        if replacing is None:
+            out._buffers = {}
+        return out
 
     # Chunks.
 
     @cached_property
     def _nodal(self) -> np.ndarray:
-        """Nodal values of all images, (owned, n), in the sweep's precision."""
-        out = np.empty((self.network.sweep.table.owned, len(self.sample)), dtype=self.network.sweep.dtype)
+        """Nodal values of this member's images, (owned, images), in the sweep's precision."""
+        first, sweep = self.split.first, self.network.sweep
+        out = np.empty((sweep.table.owned, self.split.last - first), dtype=sweep.dtype)
         for chunk in self._chunks:
-            out[:, chunk.start : chunk.stop] = self._projection(self.sample.values(chunk.start, chunk.stop))
+            values = self._projection(self.sample.values(chunk.start, chunk.stop))
+            out[:, chunk.start - first : chunk.stop - first] = values
         return out
 
-    def _share(self, count: int) -> slice:
-        """This rank's share of the images of a chunk."""
-        comm = self.network.comm
-        return slice(count * comm.rank // comm.size, count * (comm.rank + 1) // comm.size)
+    def _lift(self, chunk: Chunk, out: np.ndarray) -> None:
+        """Write the initial state of a chunk."""
+        first = self.split.first
+        self.network.lift_images(self._nodal[:, chunk.start - first : chunk.stop - first], out)
 
-    def _trajectory(self, chunk: _Chunk, keep: bool) -> Trajectory:
-        key = (chunk.number if self.keeps_trajectories else 0) if keep else -1
+    def _trajectory(self, chunk: Chunk, keep: bool) -> Trajectory:
+        key = (chunk.number if self._stays(chunk) else _SHARED) if keep else _UNKEPT
         if key not in self._buffers:
             self._buffers[key] = self.network.sweep.trajectory(self.network.steps, self.chunk_images, keep)
         return self._buffers[key]
 
-    def _count(self, kind: str, chunk: _Chunk, layers: int | None = None) -> None:
+    def count(self, kind: str, layers: int | None = None, images: int | None = None) -> None:
+        """Count a sweep over the sample, all members' images, or over part of it."""
+        images = len(self.sample) if images is None else images
         layers = self.network.steps if layers is None else layers
-        self.work.add(kind, chunk.stop - chunk.start, self.network.operators.nodes, layers)
+        self.work.add(kind, images, self.network.operators.nodes, layers)
 
-    def _propagate(self, chunk: _Chunk, S: np.ndarray, b: np.ndarray, keep: bool) -> tuple[Trajectory, np.ndarray]:
+    def _propagate(self, chunk: Chunk, S: np.ndarray, b: np.ndarray, keep: bool) -> tuple[Trajectory, np.ndarray]:
         trajectory = self._trajectory(chunk, keep)
         # A trajectory that is kept for one chunk alone keeps its initial state too.
-        if not (keep and self.keeps_trajectories and chunk.number in self._lifted):
-            self.network.lift_images(self._nodal[:, chunk.start : chunk.stop], trajectory.initial)
-        if keep and self.keeps_trajectories:
+        stays = keep and self._stays(chunk)
+        if not (stays and chunk.number in self._lifted):
+            self._lift(chunk, trajectory.initial)
+        if stays:
             self._lifted.add(chunk.number)
         final = self.network.sweep.forward(S, b, self.network.step_sizes, trajectory)
-        self._count("forward", chunk)
         return trajectory, final
 
-    def _at(self, S: np.ndarray, b: np.ndarray) -> Iterator[tuple[_Chunk, Trajectory]]:
+    def trajectories(self, S: np.ndarray, b: np.ndarray) -> Iterator[tuple[Chunk, Trajectory]]:
         """Yield every chunk with its trajectory at (S, b), kept from the last evaluation where possible."""
-        known = (
-            self.keeps_trajectories
-            and self._point is not None
-            and np.array_equal(S, self._point[0])
-            and np.array_equal(b, self._point[1])
-        )
+        known = self._point is not None and all(map(np.array_equal, self._point, (S, b)))
         if not known:
             self._forget()
+        self.count("forward", images=self._repropagated if known else len(self.sample))
         for chunk in self._chunks:
-            yield chunk, (self._trajectory(chunk, True) if known else self._propagate(chunk, S, b, True)[0])
+            stored = known and self._stays(chunk)
+            yield chunk, (self._trajectory(chunk, True) if stored else self._propagate(chunk, S, b, True)[0])
+        self.remember(S, b)
 
-    def _features(self, chunk: _Chunk, state: np.ndarray) -> np.ndarray:
+    def chunk_features(self, chunk: Chunk, state: np.ndarray) -> np.ndarray:
         F = self.readout.restrict(state)[:, : chunk.stop - chunk.start]
         return np.asarray(F, dtype=float)
 
-    def _final_features(self, chunk: _Chunk, state: np.ndarray) -> np.ndarray:
+    def _final_features(self, chunk: Chunk, state: np.ndarray) -> np.ndarray:
         """Return the features of a chunk at the remembered point, from the value's pass where they were kept."""
         kept = self._kept_features.get(chunk.number)
-        return self._features(chunk, state) if kept is None else kept
+        return self.chunk_features(chunk, state) if kept is None else kept
 
-    def _labels(self, chunk: _Chunk) -> tuple[slice, np.ndarray, np.ndarray]:
-        mine = self._share(chunk.stop - chunk.start)
-        labels = self.sample.labels[chunk.start : chunk.stop][mine]
-        return mine, labels, np.full(labels.size, 1.0 / len(self.sample))
-
-    def _all_images(self, dscores: np.ndarray, count: int) -> np.ndarray:
-        """Return a score array of the whole chunk from the ranks' shares."""
-        comm = self.network.comm
-        return dscores if comm.size == 1 else np.concatenate(comm.allgather(dscores), axis=1)
-
-    def _sum(self, *arrays: np.ndarray) -> None:
-        for array in arrays:
-            self.network.comm.Allreduce(MPI.IN_PLACE, array)
+    @cached_property
+    def _own_images(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, weights and numbers of all images of this rank."""
+        return tuple(np.concatenate([getattr(chunk, what) for chunk in self._chunks])
+                     for what in ("labels", "weights", "numbers"))
 
     def _forget(self) -> None:
         self._point = None
         self._kept_features.clear()
 
-    def _remember(self, S: np.ndarray, b: np.ndarray) -> None:
+    def remember(self, S: np.ndarray, b: np.ndarray) -> None:
         self._point = (S.copy(), b.copy())
 
-    def _adjoint_state(
+    def adjoint_state(
         self, dscores: np.ndarray, W: np.ndarray, extra: np.ndarray | None = None, which: int = 0
     ) -> np.ndarray:
         """Return lambda_N of a chunk from the scores' adjoint (K, images): the transposed readout.
@@ -228,20 +250,22 @@ class SampleAverage:
             If a state is not finite.
         """
         self._forget()
+        self.count("forward")
         parts = []
         for chunk in self._chunks:
             _, final = self._propagate(chunk, S, b, keep and self.snapshots is None)
-            mine, labels, weights = self._labels(chunk)
-            parts.append((self._features(chunk, final)[:, mine], labels, weights))
+            F = self.chunk_features(chunk, final)
+            if keep and self._stays(chunk):
+                self._kept_features[chunk.number] = F
+            parts.append(F[:, chunk.mine])
         if keep:
-            self._remember(S, b)
-        result = Features(np.concatenate([p[0] for p in parts], axis=1), *(
-            np.concatenate([p[k] for p in parts]) for k in (1, 2)))
-        self._check(np.abs(result.values).sum())
+            self.remember(S, b)
+        result = Features(np.concatenate(parts, axis=1), *self._own_images)
+        self.check_finite(np.abs(result.values).sum())
         return result
 
-    def _check(self, number: float) -> None:
-        if not self.network.comm.allreduce(bool(np.isfinite(number)), op=MPI.LAND):
+    def check_finite(self, number: float) -> None:
+        if not self.comm.allreduce(bool(np.isfinite(number)), op=MPI.LAND):
             self._forget()
             raise PropagationError(
                 "The propagation is not finite: the controls are too large for the explicit step "
@@ -251,82 +275,82 @@ class SampleAverage:
     def value(self, S: np.ndarray, b: np.ndarray, W: np.ndarray, beta: np.ndarray) -> float:
         """Return the average loss. Raises :class:`PropagationError` if it is not finite."""
         self._forget()
-        total = 0.0
+        self.count("forward")
+        parts = []
         for chunk in self._chunks:
             _, final = self._propagate(chunk, S, b, self.snapshots is None)
-            mine, labels, weights = self._labels(chunk)
-            F = self._features(chunk, final)
-            if self.keeps_trajectories:
+            F = self.chunk_features(chunk, final)
+            if self._stays(chunk):
                 self._kept_features[chunk.number] = F
-            scores = W.T @ F[:, mine] + beta[:, None]
-            total += self.loss.value(scores, labels, weights)
-        self._check(total)
-        self._remember(S, b)
-        return self.network.comm.allreduce(total)
+            parts.append(W.T @ F[:, chunk.mine])
+        total = self.loss.value(np.concatenate(parts, axis=1) + beta[:, None], *self._own_images[:2])
+        self.check_finite(total)
+        self.remember(S, b)
+        return self.comm.allreduce(total)
 
     def gradient(self, S: np.ndarray, b: np.ndarray, W: np.ndarray, beta: np.ndarray, with_weights: bool = True):
         """Return the derivatives with respect to S, b, W and beta (the last two None without weights)."""
         gS, gb, gW, gbeta = np.zeros(S.shape), np.zeros(b.shape), np.zeros(W.shape), np.zeros(beta.shape)
 
-        def final_adjoint(chunk: _Chunk, final: np.ndarray) -> np.ndarray:
+        def final_adjoint(chunk: Chunk, final: np.ndarray) -> np.ndarray:
             F = self._final_features(chunk, final)
-            mine, labels, weights = self._labels(chunk)
+            mine, labels, weights = chunk.mine, chunk.labels, chunk.weights
             dscores = self.loss.gradient(W.T @ F[:, mine] + beta[:, None], labels, weights)
             if with_weights:
                 np.add(gW, F[:, mine] @ dscores.T, out=gW)
                 np.add(gbeta, dscores.sum(axis=1), out=gbeta)
-            return self._adjoint_state(self._all_images(dscores, F.shape[1]), W)
+            return self.adjoint_state(self.split.whole_chunk(dscores), W)
 
         for part_S, part_b in self._chunk_gradients(S, b, final_adjoint):
             gS += part_S
             gb += part_b
-        self._sum(gS, gb, gW, gbeta)
-        self._check(gS.sum() + gb.sum())
+        self.split.sum(gS, gb, gW, gbeta)
+        self.check_finite(gS.sum() + gb.sum())
         return (gS, gb, gW, gbeta) if with_weights else (gS, gb, None, None)
 
     def _chunk_gradients(self, S: np.ndarray, b: np.ndarray, final_adjoint) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield each chunk's derivative with respect to S and b, from kept, recomputed or checkpointed states."""
         h, sweep = self.network.step_sizes, self.network.sweep
+        self.count("adjoint")
         if self.snapshots is None:
-            for chunk, trajectory in self._at(S, b):
+            for chunk, trajectory in self.trajectories(S, b):
                 lam = final_adjoint(chunk, trajectory.states[-1, : trajectory.owned])
-                self._count("adjoint", chunk)
                 yield sweep.adjoint(S, h, trajectory, lam)
             return
+        layers = 0
         for chunk in self._chunks:
             initial = sweep.field(self.chunk_images)
-            self.network.lift_images(self._nodal[:, chunk.start : chunk.stop], initial)
+            self._lift(chunk, initial)
             gS, gb, _, layers = checkpointed_adjoint(
                 sweep, S, b, h, initial, self.snapshots, partial(final_adjoint, chunk))
-            self._count("forward", chunk, layers)
-            self._count("adjoint", chunk)
             yield gS, gb
+        self.count("forward", layers)
 
     def tangent(self, point, direction) -> float:
         """Return the derivative at ``point`` in ``direction``, both (S, b, W, beta)."""
         S, b, W, beta = point
         total = 0.0
-        for chunk, trajectory in self._at(S, b):
-            F, dF, _ = self._perturbed(chunk, trajectory, S, direction)
-            mine, labels, weights = self._labels(chunk)
-            scores, dscores = self._scores(F[:, mine], dF[:, mine], W, beta, direction)
+        self.count("tangent")
+        for chunk, trajectory in self.trajectories(S, b):
+            F, dF, _ = self.perturbed(chunk, trajectory, S, direction)
+            mine, labels, weights = chunk.mine, chunk.labels, chunk.weights
+            scores, dscores = self.perturbed_scores(F[:, mine], dF[:, mine], W, beta, direction)
             total += float((self.loss.gradient(scores, labels, weights) * dscores).sum())
-        return self.network.comm.allreduce(total)
+        return self.comm.allreduce(total)
 
-    def _perturbed(self, chunk, trajectory, S, direction):
-        key = -2
+    def perturbed(self, chunk, trajectory, S, direction):
+        key = _TANGENT
         if key not in self._buffers:
             self._buffers[key] = self.network.sweep.trajectory(self.network.steps, self.chunk_images)
         tangent = self._buffers[key]
         tangent.initial[:] = 0.0
         dS, db = direction[:2]
         final = self.network.sweep.tangent(S, dS, db, self.network.step_sizes, trajectory, tangent)
-        self._count("tangent", chunk)
-        F = self._features(chunk, trajectory.states[-1, : trajectory.owned])
-        return F, self._features(chunk, final), tangent
+        F = self.chunk_features(chunk, trajectory.states[-1, : trajectory.owned])
+        return F, self.chunk_features(chunk, final), tangent
 
     @staticmethod
-    def _scores(F, dF, W, beta, direction):
+    def perturbed_scores(F, dF, W, beta, direction):
         _, _, dW, dbeta = direction
         return W.T @ F + beta[:, None], W.T @ dF + dW.T @ F + dbeta[:, None]
 
@@ -334,22 +358,23 @@ class SampleAverage:
         """Return the Hessian at ``point`` times ``direction``, both and the result (S, b, W, beta)."""
         S, b, W, beta = point
         dS, _, dW, _ = direction
+        self.count("tangent")
+        self.count("second_order")
         hS, hb, hW, hbeta = np.zeros(S.shape), np.zeros(b.shape), np.zeros(W.shape), np.zeros(beta.shape)
-        for chunk, trajectory in self._at(S, b):
-            F, dF, tangent = self._perturbed(chunk, trajectory, S, direction)
-            mine, labels, weights = self._labels(chunk)
-            scores, change = self._scores(F[:, mine], dF[:, mine], W, beta, direction)
+        for chunk, trajectory in self.trajectories(S, b):
+            F, dF, tangent = self.perturbed(chunk, trajectory, S, direction)
+            mine, labels, weights = chunk.mine, chunk.labels, chunk.weights
+            scores, change = self.perturbed_scores(F[:, mine], dF[:, mine], W, beta, direction)
             g = self.loss.gradient(scores, labels, weights)
             dg = self.loss.hessian(scores, labels, weights, change)
             hW += F[:, mine] @ dg.T + dF[:, mine] @ g.T
             hbeta += dg.sum(axis=1)
-            g, dg = (self._all_images(x, F.shape[1]) for x in (g, dg))
-            lam, dlam = self._adjoint_state(g, W), self._adjoint_state(dg, W, dW @ g, which=1)
+            g, dg = self.split.whole_chunk(g), self.split.whole_chunk(dg)
+            lam, dlam = self.adjoint_state(g, W), self.adjoint_state(dg, W, dW @ g, which=1)
             part = self.network.sweep.second_order(S, dS, self.network.step_sizes, trajectory, tangent, lam, dlam)
-            self._count("second_order", chunk)
             hS += part[0]
             hb += part[1]
-        self._sum(hS, hb, hW, hbeta)
+        self.split.sum(hS, hb, hW, hbeta)
         return hS, hb, hW, hbeta
 
     def scores(self, S: np.ndarray, b: np.ndarray, W: np.ndarray, beta: np.ndarray) -> np.ndarray:
@@ -357,10 +382,10 @@ class SampleAverage:
         parts = []
         for chunk in self._chunks:
             trajectory = self._trajectory(chunk, False)
-            self.network.lift_images(self._nodal[:, chunk.start : chunk.stop], trajectory.initial)
+            self._lift(chunk, trajectory.initial)
             final = self.network.sweep.forward(S, b, self.network.step_sizes, trajectory)
-            parts.append(W.T @ self._features(chunk, final) + beta[:, None])
-        return np.concatenate(parts, axis=1)
+            parts.append(W.T @ self.chunk_features(chunk, final) + beta[:, None])
+        return self.split.whole_sample(np.concatenate(parts, axis=1))
 
     def accuracy(self, S: np.ndarray, b: np.ndarray, W: np.ndarray, beta: np.ndarray) -> float:
         """Return the share of images whose largest score is that of their class."""

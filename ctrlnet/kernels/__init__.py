@@ -1,7 +1,13 @@
 """The fast route: generated, fused sweeps over a sparse stencil table."""
 
 from ctrlnet.kernels.checkpointing import checkpointed_adjoint
+from ctrlnet.kernels.imex import ImplicitExplicitSweep
+from ctrlnet.kernels.row_product import RowProduct
 from ctrlnet.kernels.stencil_table import StencilTable
+from ctrlnet.kernels.substitution import DirectSolve
 from ctrlnet.kernels.sweep import FusedSweep, Trajectory
 
-__all__ = ["FusedSweep", "StencilTable", "Trajectory", "checkpointed_adjoint"]
+__all__ = [
+    "DirectSolve", "FusedSweep", "ImplicitExplicitSweep", "RowProduct", "StencilTable", "Trajectory",
+    "checkpointed_adjoint",
+]

@@ -45,26 +45,31 @@ def checkpointed_adjoint(
     layers, images = len(h), initial.shape[-1]
     gS, gb = np.zeros(S.shape), np.zeros(b.shape)
     pair = sweep.trajectory(1, images)  # a state and its successor, with what the adjoint of one layer needs
-    mu, lam = sweep.field(images, ghosts=True), None
-    stored: dict[int, np.ndarray] = {}
-    work, propagated = initial.astype(sweep.dtype), 0
+    lam = None
+    stages = len(b) // layers  # rows of the controls that a step takes
+    stored: dict[int, list[np.ndarray]] = {}
+    pair.initial[:] = initial
+    work, propagated = [part.copy() for part in pair.complete(0)], 0
     schedule = MultistageCheckpointSchedule(layers, min(snapshots, max(1, layers - 1)), 0)
     for action in schedule:
         if isinstance(action, Forward):
             if action.write_ics:
-                stored[action.n0] = work.copy()
+                stored[action.n0] = work
             for k in range(action.n0, action.n1):
-                pair.initial[:] = work
-                work = sweep.forward(S[k : k + 1], b[k : k + 1], h[k : k + 1], pair).copy()
+                for part, value in zip(pair.complete(0), work, strict=True):
+                    part[:] = value
+                rows = slice(k * stages, (k + 1) * stages)
+                sweep.forward(S[rows], b[rows], h[k : k + 1], pair)
+                work = [part.copy() for part in pair.complete(1)]
             propagated += action.n1 - action.n0
         elif isinstance(action, EndForward):
-            lam = final_adjoint(work)
+            lam = final_adjoint(work[0])
         elif isinstance(action, Reverse):
             # The last layer run is the one to be reversed: its state and activation are still in the pair.
-            k = action.n0
-            sweep.adjoint_layer(S[k], h[k], pair, lam, mu, gS[k], gb[k])
+            layer, rows = slice(action.n0, action.n1), slice(action.n0 * stages, action.n1 * stages)
+            gS[rows], gb[rows] = sweep.adjoint_layer(S[rows], h[layer], pair, lam)
         elif isinstance(action, EndReverse):
             break
         else:  # Copy or Move: a stored state becomes the current one
-            work = stored[action.n].copy()
+            work = stored[action.n]
     return gS, gb, lam, propagated

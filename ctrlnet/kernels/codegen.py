@@ -8,7 +8,8 @@ The control gradient is accumulated the same way round, as ``G_q = sum_images mu
 and contracted with ``D_j[q]`` when the class ends.
 
 Every function gathers: the adjoint runs over the rows of ``D_j^T``. A field is stored as
-``(nodes, C, images)``; ``nv`` counts the SIMD vectors of one feature row.
+``(nodes, C, images)``; ``nv`` counts the SIMD vectors of one feature row. ``*_layers`` run layers ``first`` to
+``last - 1`` of a sweep: all of them, or one at a time where ghosts have to be fetched between layers.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import importlib.resources
 import math
 from dataclasses import dataclass
 
-__all__ = ["KernelSpec", "generate"]
+from ctrlnet.kernels.per_image import per_image
+
+__all__ = ["KernelSpec", "generate", "simd_text"]
 
 _BLOCK = 8  # features of one register block
-_TILE = 4  # features of one side of a gradient tile
+_TILE = (4, 6)  # features along the sides of a gradient tile
+_BATCH = 4  # rows of one class whose outer products are summed in registers
 
 
 @dataclass(frozen=True)
@@ -63,27 +67,32 @@ def _blocks(features: int, largest: int) -> list[tuple[int, int]]:
     return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def _prelude(spec: KernelSpec) -> str:
-    degree = 8 if spec.single else 14
+def simd_text(single: bool) -> str:
+    """Return the C text of the SIMD vectors and their functions."""
+    degree = 8 if single else 14
     taylor = "\n".join(f"    p = p * r + (T){1 / math.factorial(k)!r};" for k in range(degree - 1, 1, -1))
     fill = {
-        "REAL": "float" if spec.single else "double",
-        "INTEGER": "int32_t" if spec.single else "int64_t",
-        "LANES": str(spec.lanes),
-        "MAGIC": "12582912.0f" if spec.single else "6755399441055744.0",
-        "LN2_HIGH": "0x1.62e4p-1" if spec.single else "0x1.62e42fee00000p-1",
-        "LN2_LOW": "0x1.7f7d1cf79abcap-20" if spec.single else "0x1.a39ef35793c76p-33",
-        "MANTISSA": "23" if spec.single else "52",
-        "BIAS": "127" if spec.single else "1023",
-        "EXP_MAX": "87.0" if spec.single else "708.0",
+        "REAL": "float" if single else "double",
+        "INTEGER": "int32_t" if single else "int64_t",
+        "LANES": "16" if single else "8",
+        "MAGIC": "12582912.0f" if single else "6755399441055744.0",
+        "LN2_HIGH": "0x1.62e4p-1" if single else "0x1.62e42fee00000p-1",
+        "LN2_LOW": "0x1.7f7d1cf79abcap-20" if single else "0x1.a39ef35793c76p-33",
+        "MANTISSA": "23" if single else "52",
+        "BIAS": "127" if single else "1023",
+        "EXP_MAX": "87.0" if single else "708.0",
         "TAYLOR_TOP": repr(1 / math.factorial(degree)),
         "TAYLOR": taylor,
     }
     text = importlib.resources.files("ctrlnet.kernels").joinpath("simd.h.in").read_text()
     for key, value in fill.items():
         text = text.replace(f"@{key}@", value)
+    return text
+
+
+def _prelude(spec: KernelSpec) -> str:
     value, slope, curvature = spec.activation
-    return text + f"""
+    return simd_text(spec.single) + f"""
 #define C {spec.features}
 #define CC (C * C)
 #define J {spec.operators}
@@ -91,7 +100,7 @@ def _prelude(spec: KernelSpec) -> str:
 static inline V activate(V z) {{ return {value}; }}
 static inline V slope(V z) {{ return {slope}; }}
 static inline V curvature(V z) {{ return {curvature}; }}
-typedef struct {{ int rows; const int *order, *start, *column, *cls, *first; const T *table; }} pattern;
+typedef struct {{ int rows, nodes; const int *order, *start, *column, *cls, *first; const T *table; }} pattern;
 
 /* K[q][..] = sum_j table[q][j] S[j][..] over the neighbours q of one row class */
 static void combine(int m, const T *restrict table, const T *restrict S, T *restrict K) {{
@@ -121,26 +130,29 @@ static void contract(int m, const T *restrict table, V *restrict G, double *rest
 
 
 def _gradient_tile(spec: KernelSpec) -> str:
-    """G[q][r][c] += sum over images of left_q[r] right[c], in register tiles."""
-    tiles = _blocks(spec.features, _TILE)
+    """G[q][r][c] += sum over a batch of rows i and over images of left_q(i)[r] right_i[c], in register tiles."""
     body = []
-    for r0, rows in tiles:
-        for c0, columns in tiles:
+    for r0, rows in _blocks(spec.features, _TILE[0]):
+        for c0, columns in _blocks(spec.features, _TILE[1]):
             cells = [(r, c) for r in range(rows) for c in range(columns)]
             body.append("        {")
             body += [f"            V g{r}_{c} = g[{(r0 + r) * spec.features + c0 + c}];" for r, c in cells]
-            body.append("            for (int v = 0; v < nv; v++) {")
-            body += [f"                const V l{r} = left[{r0 + r} * nv + v];" for r in range(rows)]
-            body += [f"                const V e{c} = right[{c0 + c} * nv + v];" for c in range(columns)]
-            body += [f"                g{r}_{c} += l{r} * e{c};" for r, c in cells]
-            body.append("            }")
+            body += [
+                "            for (int k = 0; k < n; k++) {",
+                f"                const V *restrict left = field + ((size_t)c[k][q] * C + {r0}) * nv;",
+                f"                const V *restrict right = other + ((size_t)i[k] * C + {c0}) * nv;",
+                "                for (int v = 0; v < nv; v++) {",
+            ]
+            body += [f"                    const V l{r} = left[{r} * nv + v];" for r in range(rows)]
+            body += [f"                    V e{c} = right[{c} * nv + v]; HOLD(e{c});" for c in range(columns)]
+            body += [f"                    g{r}_{c} += l{r} * e{c};" for r, c in cells]
+            body += ["                }", "            }"]
             body += [f"            g[{(r0 + r) * spec.features + c0 + c}] = g{r}_{c};" for r, c in cells]
             body.append("        }")
     return (
-        "static void outer(int m, const int *restrict c, int nv, const V *restrict field, const V *restrict right,"
-        " V *restrict G) {\n"
+        "static void outer(int m, int n, const int *restrict i, const int *const *c, int nv, const V *restrict field,"
+        " const V *restrict other, V *restrict G) {\n"
         "    for (int q = 0; q < m; q++) {\n"
-        "        const V *restrict left = field + (size_t)c[q] * C * nv;\n"
         "        V *restrict g = G + q * CC;\n" + "\n".join(body) + "\n    }\n}"
     )
 
@@ -166,16 +178,22 @@ def _gather(spec: KernelSpec, c0: int, size: int, terms: list[tuple[str, str]], 
     return "\n".join(lines)
 
 
-def _rows(spec: KernelSpec, combines: str, body: str, per_node: str = "", at_class_end: str = "") -> str:
-    """Loop over rows; combine coefficients when the class changes; run the body over blocks of vectors."""
+def _rows(spec: KernelSpec, combines: str, body: str, outer: str = "") -> str:
+    """Loop over rows; combine coefficients when the class changes; run the body over blocks of vectors.
+
+    ``outer`` adds a batch of n rows to G, which is contracted when the class ends.
+    """
+    batched = f"if (n == {_BATCH}) {{ {outer} n = 0; }} i_[n] = i; c_[n++] = c;" if outer else ""
+    at_class_end = f"if (current >= 0) {{ {outer} n = 0; contract(m, table, G, gS); }}" if outer else ""
     return f"""
+    {f"int n = 0, i_[{_BATCH}]; const int *c_[{_BATCH}];" if outer else ""}
     int current = -1, m = 0;
     const T *table = p->table;
     for (int t = 0; t < p->rows; t++) {{
         const int i = p->order[t];
         const int *restrict c = p->column + p->start[i];
         if (p->cls[i] != current) {{
-            {f"if (current >= 0) {{ {at_class_end} }}" if at_class_end else ""}
+            {at_class_end}
             current = p->cls[i];
             m = p->start[i + 1] - p->start[i];
             table = p->table + (size_t)p->first[current] * J;
@@ -185,9 +203,9 @@ def _rows(spec: KernelSpec, combines: str, body: str, per_node: str = "", at_cla
             const size_t own = (size_t)i * C * nv + v;
 {body}
         }}
-        {per_node}
+        {batched}
     }}
-    {f"if (current >= 0) {{ {at_class_end} }}" if at_class_end else ""}
+    {at_class_end}
 """
 
 
@@ -213,7 +231,7 @@ def _forward(spec: KernelSpec) -> str:
         for c0, n in _blocks(spec.features, _BLOCK)
     )
     return (
-        "void forward(const pattern *p, int nv, T h, const T *restrict S, const T *restrict b,"
+        "static void forward(const pattern *p, int nv, T h, const T *restrict S, const T *restrict b,"
         " const V *restrict Y, V *restrict next, V *restrict kept) {\n    T K[WIDEST * CC];"
         + _rows(spec, "combine(m, table, S, K);", body) + "}\n"
     )
@@ -227,14 +245,17 @@ def _tangent(spec: KernelSpec) -> str:
         for c0, n in _blocks(spec.features, _BLOCK)
     )
     return (
-        "void tangent(const pattern *p, int nv, T h, const T *restrict S, const T *restrict dS,"
+        "static void tangent(const pattern *p, int nv, T h, const T *restrict S, const T *restrict dS,"
         " const T *restrict db, const V *restrict Y, const V *restrict kept, const V *restrict dY,"
         " V *restrict next, V *restrict dZ) {\n    T K[WIDEST * CC], dK[WIDEST * CC];"
         + _rows(spec, "combine(m, table, S, K); combine(m, table, dS, dK);", body) + "}\n"
     )
 
 
-_SUMS = "for (int f = 0; f < C; f++) for (int v = 0; v < nv; v++) B[f] += {source}[((size_t)i * C + f) * nv + v];"
+_SUMS = (
+    "for (int k = 0; k < n; k++) for (int f = 0; f < C; f++) for (int v = 0; v < nv; v++)"
+    " B[f] += {source}[((size_t)i_[k] * C + f) * nv + v];"
+)
 _START = (
     "    V G[WIDEST * CC], B[C];\n"
     "    for (int e = 0; e < WIDEST * CC; e++) G[e] = SPLAT(0);\n"
@@ -243,20 +264,24 @@ _START = (
 _FINISH = "    for (int f = 0; f < C; f++) gb[f] += v_sum(B[f]);\n"
 
 
-def _adjoint(spec: KernelSpec) -> str:
-    body = "".join(
+def _adjoint_body(spec: KernelSpec) -> str:
+    return "".join(
         "            {\n" + _gather(spec, c0, n, [("K", "mu")], "z", "SPLAT(0)") + "\n"
         + _epilogue(spec, c0, n, [
             "const V l = lambda[o] + h * z{r};", "lambda[o] = l;", "if (kept) below[o] = slope(kept[o]) * l;"])
         + "\n            }\n"
         for c0, n in _blocks(spec.features, _BLOCK)
     )
-    outer = "outer(m, c, nv, mu, Y + (size_t)i * C * nv, G);\n        " + _SUMS.format(source="mu")
+
+
+def _adjoint(spec: KernelSpec) -> str:
+    body = _adjoint_body(spec)
+    outer = "outer(m, n, i_, c_, nv, mu, Y, G); " + _SUMS.format(source="mu")
     return (
-        "void adjoint(const pattern *p, int nv, T h, const T *restrict S, const V *restrict Y,"
+        "static void adjoint(const pattern *p, int nv, T h, const T *restrict S, const V *restrict Y,"
         " const V *restrict mu, V *restrict lambda, const V *restrict kept, V *restrict below,"
         " double *restrict gS, double *restrict gb) {\n    T K[WIDEST * CC];\n" + _START
-        + _rows(spec, "combine(m, table, S, K);", body, outer, "contract(m, table, G, gS);") + _FINISH + "}\n"
+        + _rows(spec, "combine(m, table, S, K);", body, outer) + _FINISH + "}\n"
     )
 
 
@@ -273,21 +298,64 @@ def _second_order(spec: KernelSpec) -> str:
         for c0, n in _blocks(spec.features, _BLOCK)
     )
     outer = (
-        "outer(m, c, nv, dmu, Y + (size_t)i * C * nv, G);\n"
-        "        outer(m, c, nv, mu, dY + (size_t)i * C * nv, G);\n        " + _SUMS.format(source="dmu")
+        "outer(m, n, i_, c_, nv, dmu, Y, G); outer(m, n, i_, c_, nv, mu, dY, G); " + _SUMS.format(source="dmu")
     )
     return (
-        "void second_order(const pattern *p, int nv, T h, const T *restrict S, const T *restrict dS,"
+        "static void second_order(const pattern *p, int nv, T h, const T *restrict S, const T *restrict dS,"
         " const V *restrict Y, const V *restrict dY, const V *restrict mu, const V *restrict dmu,"
         " V *restrict lambda, V *restrict dlambda, const V *restrict kept, const V *restrict dZ,"
         " V *restrict below, V *restrict dbelow, double *restrict gS, double *restrict gb) {\n"
         "    T K[WIDEST * CC], dK[WIDEST * CC];\n" + _START
-        + _rows(spec, "combine(m, table, S, K); combine(m, table, dS, dK);", body, outer,
-                "contract(m, table, G, gS);") + _FINISH + "}\n"
+        + _rows(spec, "combine(m, table, S, K); combine(m, table, dS, dK);", body, outer) + _FINISH + "}\n"
     )
 
 
-_SEED = """
+_LAYERS = """
+/* A trajectory: states and kept quantities of the layers, with their distances in vectors. */
+typedef struct { V *states, *kept; ptrdiff_t state, keep; int rows; } trajectory;
+#define STATE(t, k) ((t)->states + ((k) % (t)->rows) * (t)->state)
+#define KEPT(t, k) ((t)->kept && (k) >= 0 ? (t)->kept + (k) * (t)->keep : 0)
+
+void forward_layers(int first, int last, const pattern *p, int nv, const T *h, const T *S, const T *b,
+                    const trajectory *y) {
+    for (int k = first; k < last; k++)
+        forward(p, nv, h[k], S + (size_t)k * J * CC, b + k * C, STATE(y, k), STATE(y, k + 1), KEPT(y, k));
+}
+void tangent_layers(int first, int last, const pattern *p, int nv, const T *h, const T *S, const T *dS, const T *db,
+                    const trajectory *y, const trajectory *dy) {
+    for (int k = first; k < last; k++)
+        tangent(p, nv, h[k], S + (size_t)k * J * CC, dS + (size_t)k * J * CC, db + k * C, STATE(y, k), KEPT(y, k),
+                STATE(dy, k), STATE(dy, k + 1), KEPT(dy, k));
+}
+/* mu of layer k is row k % 2 of a pair of fields. */
+void adjoint_layers(int first, int last, const pattern *p, int nv, const T *h, const T *S, const trajectory *y,
+                    V *mu, V *lambda, double *gS, double *gb) {
+    const size_t field = (size_t)p->nodes * C * nv;
+    for (int k = last - 1; k >= first; k--)
+        adjoint(p, nv, h[k], S + (size_t)k * J * CC, STATE(y, k), mu + k % 2 * field, lambda, KEPT(y, k - 1),
+                mu + (k + 1) % 2 * field, gS + (size_t)k * J * CC, gb + k * C);
+}
+void second_order_layers(int first, int last, const pattern *p, int nv, const T *h, const T *S, const T *dS,
+                         const trajectory *y, const trajectory *dy, V *mu, V *dmu, V *lambda, V *dlambda,
+                         double *gS, double *gb) {
+    const size_t field = (size_t)p->nodes * C * nv;
+    for (int k = last - 1; k >= first; k--)
+        second_order(p, nv, h[k], S + (size_t)k * J * CC, dS + (size_t)k * J * CC, STATE(y, k), STATE(dy, k),
+                     mu + k % 2 * field, dmu + k % 2 * field, lambda, dlambda, KEPT(y, k - 1), KEPT(dy, k - 1),
+                     mu + (k + 1) % 2 * field, dmu + (k + 1) % 2 * field, gS + (size_t)k * J * CC, gb + k * C);
+}
+
+/* The adjoint with every image's gradient by itself; G is a field of tiles, all zero. */
+void each_layers(int first, int last, const pattern *p, int nv, const T *h, const T *S, const trajectory *y,
+                 V *mu, V *lambda, V *G, V *gS, V *gb) {
+    const size_t field = (size_t)p->nodes * C * nv;
+    for (int k = last - 1; k >= first; k--) {
+        each(p, nv, STATE(y, k), mu + k % 2 * field, G, gS + (size_t)k * J * CC * nv, gb + (size_t)k * C * nv);
+        pull(p, nv, h[k], S + (size_t)k * J * CC, mu + k % 2 * field, lambda, KEPT(y, k - 1),
+             mu + (k + 1) % 2 * field);
+    }
+}
+
 void seed(size_t n, const V *restrict kept, const V *restrict lambda, V *restrict mu) {
     for (size_t e = 0; e < n; e++) mu[e] = slope(kept[e]) * lambda[e];
 }
@@ -302,7 +370,13 @@ void seed_second_order(size_t n, const V *restrict kept, const V *restrict dZ, c
 """
 
 
+def _per_image(spec: KernelSpec) -> str:
+    return per_image(
+        spec.features, _blocks(spec.features, _TILE[0]), _adjoint_body(spec),
+        lambda combines, body: _rows(spec, combines, body))
+
+
 def generate(spec: KernelSpec) -> str:
-    """Return the C translation unit of all four sweeps for one specification."""
-    parts = (_prelude, _forward, _adjoint, _tangent, _second_order)
-    return "\n".join(part(spec) for part in parts) + _SEED
+    """Return the C translation unit of all sweeps for one specification."""
+    parts = (_prelude, _forward, _adjoint, _tangent, _second_order, _per_image)
+    return "\n".join(part(spec) for part in parts) + _LAYERS

@@ -10,7 +10,7 @@ from pyop2.exceptions import CompilationError
 
 from ctrlnet.kernels.codegen import KernelSpec, generate
 
-__all__ = ["KernelCompilationError", "compile_kernels"]
+__all__ = ["KernelCompilationError", "compile_kernels", "compile_text"]
 
 # PyOP2 compiles with -ffast-math, which would fold away the argument reduction of exp and hide NaNs.
 _FLAGS = ("-fno-fast-math", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi")
@@ -21,7 +21,13 @@ class KernelCompilationError(RuntimeError):
 
 
 def compile_kernels(spec: KernelSpec, comm: MPI.Comm) -> ctypes.CDLL:
-    """Return the shared library of a specification; rank 0 compiles, the disk cache is shared.
+    """Return the shared library of a specification; see :func:`compile_text`."""
+    what = f"the propagation kernel for {spec.features} features and {spec.operators} operators"
+    return compile_text(generate(spec), what, comm)
+
+
+def compile_text(text: str, what: str, comm: MPI.Comm) -> ctypes.CDLL:
+    """Return the shared library of C text; rank 0 compiles, the disk cache is shared.
 
     Raises
     ------
@@ -29,9 +35,8 @@ def compile_kernels(spec: KernelSpec, comm: MPI.Comm) -> ctypes.CDLL:
         If the compiler fails, with the path of its log.
     """
     try:
-        return load(generate(spec), "c", cppargs=_FLAGS, ldargs=("-lm",), comm=comm)
+        return load(text, "c", cppargs=_FLAGS, ldargs=("-lm",), comm=comm)
     except CompilationError as error:
         raise KernelCompilationError(
-            f"Compiling the propagation kernel for {spec.features} features and {spec.operators} operators "
-            f"failed. Check that the C compiler works ('make doctor') and see its log:\n{error}"
+            f"Compiling {what} failed. Check that the C compiler works ('make doctor') and see its log:\n{error}"
         ) from error

@@ -65,7 +65,7 @@ class Pattern:
         return out
 
 
-def _union(matrices: Sequence[PETSc.Mat]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def union_of_entries(matrices: Sequence[PETSc.Mat]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Return rows, global columns and values (entries, J) of the union of the patterns, and the row count."""
     count = matrices[0].getLocalSize()[0]
     width = matrices[0].getSize()[1]
@@ -144,7 +144,7 @@ class StencilTable:
         scale[scale == 0] = 1.0
         unions = []
         for direction in (matrices, [_transpose(m) for m in matrices]):
-            rows, columns, values, count = _union(direction)
+            rows, columns, values, count = union_of_entries(direction)
             unions.append((*_drop_round_off(rows, columns, values, scale), count))
         outside = [c[(c < first) | (c >= last)] for _, c, _, _ in unions]
         ghosts = np.unique(np.concatenate(outside))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from mpi4py import MPI
@@ -16,18 +17,27 @@ from ctrlnet.kernels.stencil_table import Pattern, StencilTable
 __all__ = ["FusedSweep", "Trajectory", "aligned_zeros"]
 
 
+_LINE = 64  # bytes of a SIMD vector
+
+
 def aligned_zeros(shape: tuple[int, ...], dtype) -> np.ndarray:
     """Return zeros whose first byte lies on a 64-byte line, as the SIMD kernels need."""
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(count + 64, dtype=np.uint8)
-    offset = -raw.ctypes.data % 64
+    raw = np.zeros(count + _LINE, dtype=np.uint8)
+    offset = -raw.ctypes.data % _LINE
     return raw[offset : offset + count].view(dtype).reshape(shape)
 
 
 class _PatternArgument(ctypes.Structure):
-    _fields_ = [("rows", ctypes.c_int)] + [
+    _fields_ = [("rows", ctypes.c_int), ("nodes", ctypes.c_int)] + [
         (name, ctypes.c_void_p) for name in ("order", "start", "column", "cls", "first", "table")
     ]
+
+
+class _TrajectoryArgument(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("states", "kept")] + [
+        (name, ctypes.c_ssize_t) for name in ("state", "keep")
+    ] + [("rows", ctypes.c_int)]
 
 
 @dataclass
@@ -52,11 +62,28 @@ class Trajectory:
         """Owned rows of the state at time 0, a view (owned nodes, C, images)."""
         return self.states[0, : self.owned]
 
+    def complete(self, k: int) -> list[np.ndarray]:
+        """All that state k consists of, as owned rows; a system of several parts has several."""
+        return [self.states[k, : self.owned]]
+
     @property
     def images(self) -> int:
         return self.states.shape[-1]
 
+    @cached_property
+    def c_struct(self) -> _TrajectoryArgument:
+        """The C structure of bare pointers that the kernels take."""
+        kept = (None, 0) if self.kept is None else (self.kept.ctypes.data, self.kept.strides[0] // _LINE)
+        return _TrajectoryArgument(
+            self.states.ctypes.data, kept[0], self.states.strides[0] // _LINE, kept[1], self.states.shape[0])
+
     nbytes = property(lambda self: self.states.nbytes + (0 if self.kept is None else self.kept.nbytes))
+
+
+def _pointer(argument: np.ndarray | Trajectory):
+    if isinstance(argument, Trajectory):
+        return ctypes.byref(argument.c_struct)
+    return ctypes.c_void_p(argument.ctypes.data)
 
 
 class FusedSweep:
@@ -89,25 +116,29 @@ class FusedSweep:
         spec = KernelSpec(
             features, table.operators, widest, activation.c_text, activation.keeps_value, precision == "single"
         )
+        self._widest = widest
         self.lanes = spec.lanes
         self.image_block = spec.lanes * spec.vector_block
         self._library = compile_kernels(spec, table.halo.comm)
-        self._scalar = ctypes.c_double if precision == "double" else ctypes.c_float
         self._fields: dict[int, list[np.ndarray]] = {}
         self._arguments = {id(p): self._pattern(p) for p in (table.forward, table.transposed)}
 
     def _pattern(self, pattern: Pattern) -> _PatternArgument:
         arrays = [pattern.order, pattern.start, pattern.columns, pattern.row_class, pattern.first]
         arrays.append(np.ascontiguousarray(pattern.table, dtype=self.dtype))
-        argument = _PatternArgument(pattern.rows, *(a.ctypes.data for a in arrays))
+        argument = _PatternArgument(pattern.rows, self.table.nodes, *(a.ctypes.data for a in arrays))
         argument.arrays = arrays  # the C struct holds bare pointers
         return argument
 
-    def _run(self, name: str, pattern: Pattern, images: int, h: float, *fields) -> None:
-        function = getattr(self._library, name)
-        pointers = [ctypes.c_void_p(None if f is None else f.ctypes.data) for f in fields]
-        argument = ctypes.byref(self._arguments[id(pattern)])
-        function(argument, ctypes.c_int(images // self.lanes), self._scalar(h), *pointers)
+    def _run(self, name: str, first: int, last: int, pattern: Pattern, images: int, *arguments) -> None:
+        """Run layers ``first`` to ``last - 1``; arguments are arrays and trajectories."""
+        getattr(self._library, name)(
+            ctypes.c_int(first), ctypes.c_int(last), ctypes.byref(self._arguments[id(pattern)]),
+            ctypes.c_int(images // self.lanes), *map(_pointer, arguments))
+
+    def _spans(self, layers: int) -> list[tuple[int, int]]:
+        """All layers in one call, or one by one where ghosts are fetched in between."""
+        return [(0, layers)] if self.table.halo.comm.size == 1 else [(k, k + 1) for k in range(layers)]
 
     def _cast(self, coefficients: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(coefficients, dtype=self.dtype)
@@ -135,25 +166,20 @@ class FusedSweep:
         return aligned_zeros((rows, self.features, images), self.dtype)
 
     def _scratch(self, images: int, count: int) -> list[np.ndarray]:
-        """Return ``count`` fields with ghosts that every sweep overwrites: fresh ones would cost page faults."""
-        fields = self._fields.setdefault(images, [])
-        while len(fields) < count:
-            fields.append(self.field(images, ghosts=True))
-        return fields[:count]
+        """Return ``count`` pairs of fields with ghosts that every sweep overwrites: fresh ones cost page faults."""
+        pairs = self._fields.setdefault(images, [])
+        while len(pairs) < count:
+            pairs.append(aligned_zeros((2, self.table.nodes, self.features, images), self.dtype))
+        return pairs[:count]
 
     def forward(self, S: np.ndarray, b: np.ndarray, h: np.ndarray, trajectory: Trajectory) -> np.ndarray:
         """Propagate ``trajectory.initial``; return the owned rows of the final state, a view."""
-        coefficients, biases = self._inputs_first(S), self._cast(b)
-        states, kept = trajectory.states, trajectory.kept
-        count = states.shape[0]
-        for k in range(len(h)):
-            state, following = states[k % count], states[(k + 1) % count]
-            self.table.halo.update(state)
-            self._run(
-                "forward", self.table.forward, trajectory.images, h[k], coefficients[k], biases[k], state, following,
-                None if kept is None else kept[k],
-            )
-        return states[len(h) % count, : self.table.owned]
+        arguments = self._cast(h), self._inputs_first(S), self._cast(b), trajectory
+        states = trajectory.states
+        for first, last in self._spans(len(h)):
+            self.table.halo.update(states[first % states.shape[0]])
+            self._run("forward_layers", first, last, self.table.forward, trajectory.images, *arguments)
+        return states[len(h) % states.shape[0], : self.table.owned]
 
     def _seed(self, name: str, *fields: np.ndarray) -> None:
         count = ctypes.c_size_t(fields[0].size // self.lanes)
@@ -170,36 +196,46 @@ class FusedSweep:
             This rank's part of the derivative with respect to S (layers, J, C, C) and b (layers, C).
         """
         layers = len(h)
-        coefficients = self._cast(S)
         gS, gb = np.zeros(S.shape), np.zeros((layers, self.features))
-        mu, below = self._scratch(trajectory.images, 2)
-        self._seed("seed", trajectory.kept[-1], lam, mu)
-        for k in reversed(range(layers)):
-            self.table.halo.update(mu)
-            kept = trajectory.kept[k - 1] if k else None
-            self._run(
-                "adjoint", self.table.transposed, trajectory.images, h[k], coefficients[k], trajectory.states[k], mu,
-                lam, kept, below, gS[k], gb[k],
-            )
-            mu, below = below, mu
+        (mu,) = self._scratch(trajectory.images, 1)
+        arguments = self._cast(h), self._cast(S), trajectory, mu, lam, gS, gb
+        self._seed("seed", trajectory.kept[-1], lam, mu[(layers - 1) % 2])
+        for first, last in reversed(self._spans(layers)):
+            self.table.halo.update(mu[(last - 1) % 2])
+            self._run("adjoint_layers", first, last, self.table.transposed, trajectory.images, *arguments)
         return gS * h[:, None, None, None], gb * h[:, None]
 
     def adjoint_layer(
-        self, S: np.ndarray, h: float, pair: Trajectory, lam: np.ndarray, mu: np.ndarray, gS: np.ndarray, gb: np.ndarray
-    ) -> None:
-        r"""Run the adjoint of one layer: ``lam`` from :math:`\lambda_{k+1}` to :math:`\lambda_k`, gradients added.
+        self, S: np.ndarray, h: np.ndarray, pair: Trajectory, lam: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Run the adjoint of one step of several that follow, backwards; ``pair`` is the trajectory of the step alone.
 
-        ``pair`` is the trajectory of the layer alone, S its coefficients (J, C, C), ``mu`` a field with ghosts.
+        S, h and the result have one step's rows; ``lam`` is overwritten as in :meth:`adjoint`.
         """
-        self._seed("seed", pair.kept[0], lam, mu)
-        self.table.halo.update(mu)
-        part_S, part_b = np.zeros(S.shape), np.zeros(S.shape[-1])
-        self._run(
-            "adjoint", self.table.transposed, pair.images, h, self._cast(S), pair.states[0], mu, lam, None, mu,
-            part_S, part_b,
-        )
-        gS += h * part_S
-        gb += h * part_b
+        return self.adjoint(S, h, pair, lam)
+
+    def adjoint_each(
+        self, S: np.ndarray, h: np.ndarray, trajectory: Trajectory, lam: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        r"""Run the transposed sweep as :meth:`adjoint` does, with every image's derivative by itself.
+
+        Returns
+        -------
+        gS, gb
+            This rank's part, (layers, J, C, C, images) and (layers, C, images), in the sweep's precision.
+        """
+        layers, images = len(h), trajectory.images
+        gS, gb = (aligned_zeros((layers, *shape, images), self.dtype) for shape in (S.shape[1:], (self.features,)))
+        tiles = aligned_zeros((self._widest, self.features**2, images), self.dtype)
+        (mu,) = self._scratch(images, 1)
+        arguments = self._cast(h), self._cast(S), trajectory, mu, lam, tiles, gS, gb
+        self._seed("seed", trajectory.kept[-1], lam, mu[(layers - 1) % 2])
+        for first, last in reversed(self._spans(layers)):
+            self.table.halo.update(mu[(last - 1) % 2])
+            self._run("each_layers", first, last, self.table.transposed, images, *arguments)
+        gS *= h[:, None, None, None, None].astype(self.dtype)
+        gb *= h[:, None, None].astype(self.dtype)
+        return gS, gb
 
     def tangent(
         self, S: np.ndarray, dS: np.ndarray, db: np.ndarray, h: np.ndarray, trajectory: Trajectory, tangent: Trajectory
@@ -209,13 +245,11 @@ class FusedSweep:
         :math:`dZ_k = K_k dY_k + dK_k Y_k + db_k`, :math:`dY_{k+1} = dY_k + h \sigma'(Z_k) dZ_k`;
         ``tangent.initial`` holds :math:`dY_0`. Returns the owned rows of :math:`dY_N`, a view.
         """
-        coefficients, changes, biases = self._inputs_first(S), self._inputs_first(dS), self._cast(db)
-        for k in range(len(h)):
-            self.table.halo.update(tangent.states[k])
-            self._run(
-                "tangent", self.table.forward, trajectory.images, h[k], coefficients[k], changes[k], biases[k],
-                trajectory.states[k], trajectory.kept[k], tangent.states[k], tangent.states[k + 1], tangent.kept[k],
-            )
+        coefficients, changes = self._inputs_first(S), self._inputs_first(dS)
+        arguments = self._cast(h), coefficients, changes, self._cast(db), trajectory, tangent
+        for first, last in self._spans(len(h)):
+            self.table.halo.update(tangent.states[first])
+            self._run("tangent_layers", first, last, self.table.forward, trajectory.images, *arguments)
         return tangent.states[len(h), : self.table.owned]
 
     def second_order(
@@ -234,17 +268,14 @@ class FusedSweep:
             This rank's part of the change of the derivative with respect to S and b.
         """
         layers = len(h)
-        coefficients, changes = self._cast(S), self._cast(dS)
         gS, gb = np.zeros(S.shape), np.zeros((layers, self.features))
-        mu, dmu, below, dbelow = self._scratch(trajectory.images, 4)
-        self._seed("seed_second_order", trajectory.kept[-1], tangent.kept[-1], lam, dlam, mu, dmu)
-        for k in reversed(range(layers)):
-            self.table.halo.update(mu)
-            self.table.halo.update(dmu)
-            kept, dZ = (trajectory.kept[k - 1], tangent.kept[k - 1]) if k else (None, None)
-            self._run(
-                "second_order", self.table.transposed, trajectory.images, h[k], coefficients[k], changes[k],
-                trajectory.states[k], tangent.states[k], mu, dmu, lam, dlam, kept, dZ, below, dbelow, gS[k], gb[k],
-            )
-            mu, below, dmu, dbelow = below, mu, dbelow, dmu
+        mu, dmu = self._scratch(trajectory.images, 2)
+        arguments = self._cast(h), self._cast(S), self._cast(dS), trajectory, tangent, mu, dmu, lam, dlam, gS, gb
+        start = (layers - 1) % 2
+        self._seed(
+            "seed_second_order", trajectory.kept[-1], tangent.kept[-1], lam, dlam, mu[start], dmu[start])
+        for first, last in reversed(self._spans(layers)):
+            self.table.halo.update(mu[(last - 1) % 2])
+            self.table.halo.update(dmu[(last - 1) % 2])
+            self._run("second_order_layers", first, last, self.table.transposed, trajectory.images, *arguments)
         return gS * h[:, None, None, None], gb * h[:, None]

@@ -1,0 +1,193 @@
+"""What right-hand sides are made of, on fields of a chunk: operators with coefficients, activations, their derivatives.
+
+A :class:`Primitives` object holds the compiled kernels of one feature count, activation and precision; an
+:class:`OperatorRows` the rows of some operators on one mesh. :mod:`ctrlnet.kernels.program` composes them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.resources
+import math
+
+import numpy as np
+from mpi4py import MPI
+
+from ctrlnet.activations import Activation
+from ctrlnet.kernels.codegen import simd_text
+from ctrlnet.kernels.compile import compile_text
+from ctrlnet.kernels.stencil_table import Pattern, StencilTable
+from ctrlnet.kernels.sweep import aligned_zeros
+
+__all__ = ["OperatorRows", "Primitives"]
+
+_BLOCK = 8  # features of one register block
+_TILE = 4  # features of one side of a gradient tile
+
+
+class _PatternArgument(ctypes.Structure):
+    _fields_ = [("rows", ctypes.c_int), ("operators", ctypes.c_int)] + [
+        (name, ctypes.c_void_p) for name in ("order", "start", "column", "cls", "first", "table")
+    ]
+
+
+class OperatorRows:
+    """Rows of J operators and of their transposes as the kernels take them, in one precision."""
+
+    def __init__(self, table: StencilTable, dtype):
+        self.table = table
+        self.forward = self._argument(table.forward, dtype)
+        self.transposed = self._argument(table.transposed, dtype)
+
+    def _argument(self, pattern: Pattern, dtype) -> _PatternArgument:
+        arrays = [pattern.order, pattern.start, pattern.columns, pattern.row_class, pattern.first]
+        arrays.append(np.ascontiguousarray(pattern.table, dtype=dtype))
+        argument = _PatternArgument(pattern.rows, self.table.operators, *(a.ctypes.data for a in arrays))
+        argument.arrays = arrays  # the C struct holds bare pointers
+        return argument
+
+
+class Primitives:
+    r"""Kernels on fields (nodes, C, images) of one feature count, activation and precision.
+
+    Parameters
+    ----------
+    features
+        C.
+    activation
+        sigma.
+    precision
+        ``"double"`` or ``"single"``.
+    widest_row
+        The most neighbours of a node in any operator's rows on this rank.
+    comm
+        The mesh's communicator.
+
+    Raises
+    ------
+    ValueError
+        If the precision is neither.
+    """
+
+    def __init__(self, features: int, activation: Activation, precision: str, widest_row: int, comm: MPI.Comm):
+        if precision not in ("double", "single"):
+            raise ValueError(f"precision must be 'double' or 'single', received {precision!r}.")
+        single = precision == "single"
+        self.features = features
+        self.dtype = np.dtype(np.float32 if single else np.float64)
+        self.lanes = 16 if single else 8
+        self.keeps_value = activation.keeps_value
+        vectors = 4 if min(features, _BLOCK) <= 6 else 2
+        self.image_block = self.lanes * vectors
+        widest = comm.allreduce(widest_row, op=MPI.MAX)
+        text = importlib.resources.files("ctrlnet.kernels").joinpath("primitives.c.in").read_text()
+        value, slope, curvature = activation.c_text
+        fill = {
+            "VALUE": value, "SLOPE": slope, "CURVATURE": curvature, "VECTORS": str(vectors),
+            "APPLY": _apply_text(features, vectors), "OUTER": _outer_text(features),
+        }
+        for key, part in fill.items():
+            text = text.replace(f"@{key}@", part)
+        text = f"{simd_text(single)}\n#define C {features}\n#define WIDEST {widest}\n{text}"
+        self._library = compile_text(text, f"the kernels of the right-hand side for {features} features", comm)
+
+    def _cast(self, array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array, dtype=self.dtype)
+
+    def field(self, rows: int, images: int) -> np.ndarray:
+        """Return a zero field."""
+        return aligned_zeros((rows, self.features, images), self.dtype)
+
+    def apply(
+        self, rows: OperatorRows, S: np.ndarray, b: np.ndarray | None, x: np.ndarray, out: np.ndarray,
+        accumulate: bool = False,
+    ) -> None:
+        """out = (out +) sum_j S_j D_j x + b, with S (J, C, C) indexed [j, out, in]; x has its ghosts filled."""
+        self._run_apply(rows.forward, np.swapaxes(S, -1, -2), b, x, out, accumulate)
+
+    def apply_transposed(
+        self, rows: OperatorRows, S: np.ndarray, mu: np.ndarray, out: np.ndarray, accumulate: bool = False
+    ) -> None:
+        """out = (out +) sum_j (S_j D_j)^T mu; mu has its ghosts filled."""
+        self._run_apply(rows.transposed, S, None, mu, out, accumulate)
+
+    def _run_apply(self, pattern, S, b, x, out, accumulate) -> None:
+        bias = np.zeros(self.features, self.dtype) if b is None else self._cast(b)
+        coefficients = self._cast(S)
+        self._library.apply(
+            ctypes.byref(pattern), ctypes.c_int(x.shape[-1] // self.lanes), ctypes.c_int(accumulate),
+            *map(_pointer, (coefficients, bias, x, out)))
+
+    def contract(self, rows: OperatorRows, mu: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Return this rank's sum over nodes and images of mu (D_j x)^T, (J, C, C); mu has its ghosts filled."""
+        out = np.zeros((rows.table.operators, self.features, self.features))
+        self._library.contract(
+            ctypes.byref(rows.transposed), ctypes.c_int(x.shape[-1] // self.lanes), *map(_pointer, (mu, x, out)))
+        return out
+
+    def activate(self, z: np.ndarray, a: np.ndarray) -> None:
+        """A = sigma(z)."""
+        self._library.activation(self._count(z), _pointer(z), _pointer(a))
+
+    def slope_times(self, kept: np.ndarray, w: np.ndarray, out: np.ndarray, accumulate: bool = False) -> None:
+        """out = (out +) sigma' w, with sigma' from the value or from the argument: see :attr:`keeps_value`."""
+        self._library.slope_times(self._count(w), ctypes.c_int(accumulate), *map(_pointer, (kept, w, out)))
+
+    def curvature_times(self, kept: np.ndarray, dz: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
+        """out += sigma'' dz w."""
+        self._library.curvature_times(self._count(w), *map(_pointer, (kept, dz, w, out)))
+
+    def _count(self, field: np.ndarray) -> ctypes.c_size_t:
+        return ctypes.c_size_t(field.size // self.lanes)
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def _blocks(features: int, largest: int) -> list[tuple[int, int]]:
+    """Split the features into (start, size) blocks of nearly equal size."""
+    count = math.ceil(features / largest)
+    edges = [features * k // count for k in range(count + 1)]
+    return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _apply_text(features: int, vectors: int) -> str:
+    """One row of ``apply``: blocks of features x vectors stay in registers over all neighbours."""
+    lines = []
+    for c0, size in _blocks(features, _BLOCK):
+        cells = [(f, v) for f in range(size) for v in range(vectors)]
+        lines += ["            {"]
+        lines += [f"                V z{f}_{v} = SPLAT(b[{c0 + f}]);" for f, v in cells]
+        lines += [
+            "                for (int q = 0; q < m; q++) {",
+            "                    const V *restrict y = x + (size_t)c[q] * C * nv + v;",
+            f"                    const T *restrict k = K + q * CC + {c0};",
+            "                    for (int f = 0; f < C; f++, y += nv, k += C) {",
+        ]
+        lines += [f"                        const V y{v} = y[{v}];" for v in range(vectors)]
+        lines += [f"                        z{f}_{v} += k[{f}] * y{v};" for f, v in cells]
+        lines += ["                    }", "                }", "                if (accumulate) {"]
+        lines += [f"                    out[own + {c0 + f} * nv + {v}] += z{f}_{v};" for f, v in cells]
+        lines += ["                } else {"]
+        lines += [f"                    out[own + {c0 + f} * nv + {v}] = z{f}_{v};" for f, v in cells]
+        lines += ["                }", "            }"]
+    return "\n".join(lines)
+
+
+def _outer_text(features: int) -> str:
+    """g[r][c] += sum over images of left[r] right[c], in register tiles."""
+    lines = []
+    for r0, rows in _blocks(features, _TILE):
+        for c0, columns in _blocks(features, _TILE):
+            cells = [(r, c) for r in range(rows) for c in range(columns)]
+            lines += ["            {"]
+            lines += [f"                V g{r}_{c} = g[{(r0 + r) * features + c0 + c}];" for r, c in cells]
+            lines += ["                for (int v = 0; v < nv; v++) {"]
+            lines += [f"                    const V l{r} = left[{r0 + r} * nv + v];" for r in range(rows)]
+            lines += [f"                    const V e{c} = right[{c0 + c} * nv + v];" for c in range(columns)]
+            lines += [f"                    g{r}_{c} += l{r} * e{c};" for r, c in cells]
+            lines += ["                }"]
+            lines += [f"                g[{(r0 + r) * features + c0 + c}] = g{r}_{c};" for r, c in cells]
+            lines += ["            }"]
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""A sparse matrix times a field, between precisions."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.resources
+import math
+
+import numpy as np
+import scipy.sparse as sp
+from mpi4py import MPI
+
+from ctrlnet.kernels.compile import compile_text
+
+__all__ = ["RowProduct"]
+
+_C_NAMES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+
+
+class RowProduct:
+    r"""The map :math:`x \mapsto A x` on arrays whose rows are values of nodes, summed in double precision.
+
+    Parameters
+    ----------
+    matrix
+        A, sparse (rows, columns).
+    source, target
+        Types of x and of the result, float32 or float64.
+    comm
+        Ranks that compile the kernel together.
+    """
+
+    def __init__(self, matrix: sp.csr_matrix, source, target, comm: MPI.Comm):
+        self.shape = matrix.shape
+        self._source, self._target = np.dtype(source), np.dtype(target)
+        self._arrays = (
+            matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data.astype(np.float64))
+        self._matrix = [ctypes.c_void_p(a.ctypes.data) for a in self._arrays]
+        text = f"#define IN {_C_NAMES[self._source]}\n#define OUT {_C_NAMES[self._target]}\n"
+        text += importlib.resources.files("ctrlnet.kernels").joinpath("row_product.c.in").read_text()
+        self._library = compile_text(text, "the sparse row product", comm)
+
+    def __call__(self, x: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Write A x into ``out``: x (columns, ...) -> out (rows, ...), both contiguous; return ``out``."""
+        width = math.prod(x.shape[1:])
+        right = x.shape[0] == self.shape[1] and out.shape[0] == self.shape[0] and out.size == self.shape[0] * width
+        if not (right and x.dtype == self._source and out.dtype == self._target):
+            raise ValueError(
+                f"A {self.shape} matrix from {self._source} to {self._target} cannot map {x.shape} {x.dtype} to "
+                f"{out.shape} {out.dtype}."
+            )
+        if not (x.flags.c_contiguous and out.flags.c_contiguous):
+            raise ValueError("A row product needs contiguous arrays; pass np.ascontiguousarray(x).")
+        self._library.row_product(
+            ctypes.c_int(self.shape[0]), *self._matrix, ctypes.c_size_t(width), ctypes.c_void_p(x.ctypes.data),
+            ctypes.c_void_p(out.ctypes.data))
+        return out
