@@ -104,8 +104,13 @@ class ControlSpace:
         )
         return space
 
+    def precedes(self, other: ControlSpace) -> bool:
+        """Whether the other space is a finer level of the same hierarchy, for the same operators and features."""
+        same = (self.operators, self.features, self.degree) == (other.operators, other.features, other.degree)
+        return same and self._hierarchy is other._hierarchy and other._level > self._level
+
     def prolong(self, s: Function, b: Function, target: ControlSpace) -> tuple[Function, Function]:
-        """Prolong controls of this space to the next finer one: more layers, same functions of time."""
+        """Prolong controls of this space to a finer one of its hierarchy: more layers, same functions of time."""
         with stop_annotating():
             fine = target.functions()
             prolong(s, fine[0])
@@ -169,6 +174,10 @@ class ControlSpace:
     def b_layers(self, sampling: np.ndarray, b: Function) -> np.ndarray:
         """Return b at the sampled times as (layers, C)."""
         return sampling @ b.dat.data_ro.reshape(sampling.shape[1], -1)
+
+    def cofunctions(self) -> tuple[Cofunction, Cofunction]:
+        """Return zeros in S* x B*."""
+        return tuple(Cofunction(dual) for dual in self._duals)
 
     def s_cofunction(self, sampling: np.ndarray, gradient: np.ndarray) -> Cofunction:
         """Return the derivative with respect to s: layers' derivatives (layers, J, C, C) -> s_space*."""

@@ -73,7 +73,7 @@ class Network:
         self.integrator = ForwardEuler() if integrator is None else integrator
         self.lift = lift
         self.precision = precision
-        self.sweep = self.integrator.sweep(self.dynamics, operators.table, controls.features, precision)
+        self.sweep = self.integrator.sweep(self.dynamics, operators, controls.features, precision)
 
     @property
     def features(self) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ctrlnet.activations import Activation, tanh
+from ctrlnet.dynamics.system import Dynamics
+from ctrlnet.kernels.program import State
 
 __all__ = ["Residual"]
 
 
 @dataclass(frozen=True)
-class Residual:
+class Residual(Dynamics):
     r""":math:`\dot Y = \sigma(K(t) Y + b(t))` with :math:`K = \sum_j s_j \otimes D_j`.
 
     Parameters
@@ -27,3 +29,7 @@ class Residual:
     def right_hand_side(self, Z):
         """Return dY/dt as UFL, given Z = K Y + b at a node."""
         return self.activation(Z)
+
+    def rate(self, program, stage: int, state: State) -> State:
+        (Y,) = state
+        return State([program.activate(program.K(Y, stage))])

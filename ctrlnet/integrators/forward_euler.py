@@ -7,10 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctrlnet.dynamics import Residual
+from ctrlnet.dynamics.system import Dynamics
+from ctrlnet.integrators.runge_kutta import RungeKutta, Tableau
 from ctrlnet.kernels import FusedSweep
-from ctrlnet.kernels.stencil_table import StencilTable
+from ctrlnet.operators import Operators
 
 __all__ = ["ForwardEuler"]
+
+
+_TABLEAU = Tableau("forward Euler", (), (1.0,), 1)
 
 
 @dataclass(frozen=True)
@@ -27,16 +32,19 @@ class ForwardEuler:
         """Return the times t_k at which step k takes its controls."""
         return T / steps * np.arange(steps)
 
-    def sweep(self, dynamics, table: StencilTable, features: int, precision: str) -> FusedSweep:
-        """Return the fused sweeps of this scheme for the given dynamics.
+    def sweep(self, dynamics, operators: Operators, features: int, precision: str) -> FusedSweep:
+        """Return the sweeps of this scheme: fused for Residual, else of its formula.
 
         Raises
         ------
         ValueError
-            If there is no fused sweep for the pair.
+            If the dynamics are no formula.
         """
-        if not isinstance(dynamics, Residual):
+        if not isinstance(dynamics, Dynamics):
             raise ValueError(
-                f"ForwardEuler has no fused sweep for {type(dynamics).__name__} dynamics; it fits Residual."
+                f"There is no fused sweep for {type(dynamics).__name__} dynamics: a right-hand side derives from "
+                "ctrlnet.dynamics.system.Dynamics and gives its rate as a formula."
             )
-        return FusedSweep(table, features, dynamics.activation, precision)
+        if not isinstance(dynamics, Residual):
+            return RungeKutta(_TABLEAU).sweep(dynamics, operators, features, precision)
+        return FusedSweep(operators.table, features, dynamics.activation, precision)
