@@ -2,8 +2,10 @@ r"""The training problem: sample average plus regularisation, as a pyadjoint red
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
-from firedrake import Cofunction, Function
+from firedrake import Cofunction, Ensemble, Function
 from firedrake.adjoint import Control, ReducedFunctional
 from pyadjoint import (
     AdjFloat,
@@ -44,55 +46,52 @@ class SampleAverageBlock(Block):
     def arrays(self, functions) -> tuple[np.ndarray, ...]:
         """Return (S, b, W, beta) of four Functions; None stands for zero."""
         net, readout = self.average.network, self.average.readout
-        s, b, W, beta = (f if f is not None else z for f, z in zip(functions, self._zeros(), strict=True))
+        s, b, W, beta = self._filled(functions)
         return (*net.layers(s, b), readout.weights_array(W), beta.dat.data_ro.ravel())
 
-    def _zeros(self):
-        return (*self.average.network.controls.functions(), *self.average.readout.functions())
+    def _filled(self, functions):
+        """Return four Functions, with zeros for those that are None."""
+        if not any(f is None for f in functions):
+            return functions
+        zeros = (*self.average.network.controls.functions(), *self.average.readout.functions())
+        return tuple(z if f is None else f for f, z in zip(functions, zeros, strict=True))
 
     def value(self, functions) -> float:
         """Return the value at four Functions."""
         arrays = self.arrays(functions)
-        value = self.average.value(*arrays)
-        if self.regularisation is not None:
-            value += self.regularisation.controls_value(*functions[:2]) + self.regularisation.weights_value(*arrays[2:])
-        return value
+        return self.average.value(*arrays) + self.penalty(functions)
 
-    def _cofunctions(self, derivative, functions, factor: float = 1.0) -> list[Cofunction]:
-        """Return factor * (derivative of the loss + A u) as Cofunctions, u the given Functions."""
-        out = list(self._loss_cofunctions(*(factor * d for d in derivative)))
+    def penalty(self, functions) -> float:
+        """Return the regularisation's value at four Functions."""
         if self.regularisation is None:
-            return out
-        s, b, W, beta = (f if f is not None else z for f, z in zip(functions, self._zeros(), strict=True))
-        penalty = [
-            *self.regularisation.controls_derivative(s, b),
-            self.average.readout.set_weights(
-                Cofunction(W.function_space().dual()),
-                self.regularisation.weights(self.average.readout.weights_array(W))),
-            Cofunction(beta.function_space().dual()),
-        ]
-        penalty[3].dat.data[:] = self.regularisation.ridge * beta.dat.data_ro
-        for total, part in zip(out, penalty, strict=True):
-            total.dat.data[:] += factor * part.dat.data_ro
-        return out
+            return 0.0
+        _, _, W, beta = functions
+        weights = self.average.readout.weights_array(W), beta.dat.data_ro.ravel()
+        return self.regularisation.controls_value(*functions[:2]) + self.regularisation.weights_value(*weights)
 
-    def _loss_cofunctions(self, gS, gb, gW, gbeta) -> tuple[Cofunction, ...]:
-        """Return derivatives as Cofunctions, each in the dual of its control's space."""
+    def cofunctions(self, derivative, functions, factor: float = 1.0) -> list[Cofunction]:
+        """Return factor * (derivative of the loss + A u) as Cofunctions, u the given Functions."""
         net, readout = self.average.network, self.average.readout
-        bias = Cofunction(readout.bias_space.dual())
-        bias.dat.data[:] = gbeta.reshape(bias.dat.data_ro.shape)
-        return (
-            net.controls.s_cofunction(net.sampling, gS),
-            net.controls.b_cofunction(net.sampling, gb),
-            readout.set_weights(Cofunction(readout.weights_space.dual()), gW),
-            bias,
-        )
+        gS, gb, gW, gbeta = derivative
+        if self.regularisation is not None:
+            s, b, W, beta = self._filled(functions)
+            gW = gW + self.regularisation.weights(readout.weights_array(W))
+            gbeta = gbeta + self.regularisation.ridge * beta.dat.data_ro.ravel()
+        out = [
+            net.controls.s_cofunction(net.sampling, factor * gS),
+            net.controls.b_cofunction(net.sampling, factor * gb),
+            *readout.cofunctions(factor * gW, factor * gbeta),
+        ]
+        if self.regularisation is not None:
+            for total, part in zip(out, self.regularisation.controls(s, b), strict=False):
+                total.dat.data[:] += factor * part.reshape(total.dat.data_ro.shape)
+        return out
 
     def recompute_component(self, inputs, block_variable, idx, prepared):
         return self.value(inputs)
 
     def prepare_evaluate_adj(self, inputs, adj_inputs, relevant_dependencies):
-        return self._cofunctions(self.average.gradient(*self.arrays(inputs)), inputs, float(adj_inputs[0]))
+        return self.cofunctions(self.average.gradient(*self.arrays(inputs)), inputs, float(adj_inputs[0]))
 
     def evaluate_adj_component(self, inputs, adj_inputs, block_variable, idx, prepared=None):
         return prepared[idx]
@@ -101,7 +100,7 @@ class SampleAverageBlock(Block):
         change = self.average.tangent(self.arrays(inputs), self.arrays(tlm_inputs))
         if self.regularisation is not None:
             zero = [np.zeros(a.shape) for a in self.arrays(inputs)]
-            penalty = self._cofunctions(zero, inputs)
+            penalty = self.cofunctions(zero, inputs)
             change += sum(float(d._ad_dot(p)) for d, p in zip(tlm_inputs, penalty, strict=True) if d is not None)
         return change
 
@@ -109,9 +108,9 @@ class SampleAverageBlock(Block):
         point = self.arrays(inputs)
         tangents = [d.tlm_value for d in self.get_dependencies()]
         seed, change = float(adj_inputs[0] or 0.0), float(hessian_inputs[0] or 0.0)
-        result = self._cofunctions(self.average.hessian(point, self.arrays(tangents)), tangents, seed)
+        result = self.cofunctions(self.average.hessian(point, self.arrays(tangents)), tangents, seed)
         if change:
-            gradient = self._cofunctions(self.average.gradient(*point), inputs, change)
+            gradient = self.cofunctions(self.average.gradient(*point), inputs, change)
             for total, part in zip(result, gradient, strict=True):
                 total.dat.data[:] += part.dat.data_ro
         return result
@@ -140,16 +139,19 @@ class TrainingProblem:
         Bytes a rank may use to keep trajectories.
     work
         Counter of sweeps.
+    ensemble
+        Splits the images over copies of the mesh: see :class:`~ctrlnet.SampleAverage`. Best where a mesh is too
+        small to be split.
     """
 
     def __init__(
         self, readout: Readout, sample: Sample, loss: Loss | None = None, *, control_size: float = 1e-4,
         control_roughness: float = 0.0, control_scales=None, weights_gradient: float = 1e-4, weights_size: float = 1e-4,
-        memory_limit: int = 2**31, work: Work | None = None,
+        memory_limit: int = 2**30, work: Work | None = None, ensemble: Ensemble | None = None,
     ):
         self.readout = readout
         self.network = readout.network
-        self.average = SampleAverage(readout, sample, loss, memory_limit, work)
+        self.average = SampleAverage(readout, sample, loss, memory_limit, work, ensemble)
         self.regularisation = Regularisation(
             self.network.controls, readout, control_size, control_roughness, control_scales, weights_gradient,
             weights_size)
@@ -196,9 +198,16 @@ class TrainingProblem:
         """Return (S, b, W, beta) as the arrays of :class:`SampleAverage`."""
         return (*self.network.layers(s, b), self.readout.weights_array(W), beta.dat.data_ro.ravel().copy())
 
-    def on_sample(self, sample: Sample) -> SampleAverage:
+    def with_average(self, average: SampleAverage) -> TrainingProblem:
+        """Return the problem with another sample average of the same readout; regularisation is shared."""
+        out = copy.copy(self)
+        out.average = average
+        return out
+
+    def on_sample(self, sample: Sample, projection=None) -> SampleAverage:
         """Return the average loss over another sample, with work counted apart."""
-        return SampleAverage(self.readout, sample, self.average.loss)
+        return SampleAverage(
+            self.readout, sample, self.average.loss, ensemble=self.average.ensemble, projection=projection)
 
 
 class own_tape:

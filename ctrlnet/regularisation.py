@@ -36,18 +36,18 @@ class Regularisation:
         weights_gradient: float, weights_size: float,
     ):
         self._controls, self._readout = controls, readout
-        self._time = controls.regularisation_matrix(control_size, control_roughness)
+        self.time_matrix = controls.regularisation_matrix(control_size, control_roughness)
         scales = np.ones(controls.operators) if control_scales is None else controls.checked_scales(control_scales)
-        self._weights = np.repeat(scales**2, controls.features**2)
+        self.operator_weights = np.repeat(scales**2, controls.features**2)
         self.weights_matrix = readout.regularisation_matrix(weights_gradient, weights_size)
         self.ridge = float(weights_size)
 
     def controls(self, s: Function, b: Function) -> tuple[np.ndarray, np.ndarray]:
         """Return A u of the controls in time, as arrays of their degrees of freedom."""
-        count = self._time.shape[0]
+        count = self.time_matrix.shape[0]
         return (
-            self._time @ (s.dat.data_ro.reshape(count, -1) * self._weights),
-            self._time @ b.dat.data_ro.reshape(count, -1),
+            self.time_matrix @ (s.dat.data_ro.reshape(count, -1) * self.operator_weights),
+            self.time_matrix @ b.dat.data_ro.reshape(count, -1),
         )
 
     def controls_value(self, s: Function, b: Function) -> float:
@@ -57,11 +57,10 @@ class Regularisation:
 
     def controls_derivative(self, s: Function, b: Function) -> tuple[Cofunction, Cofunction]:
         """Return R'(s, b) in S* x B*; of a direction, the Hessian's product with it."""
-        out = []
-        for u, values in zip((s, b), self.controls(s, b), strict=True):
-            out.append(Cofunction(u.function_space().dual()))
-            out[-1].dat.data[:] = values.reshape(out[-1].dat.data_ro.shape)
-        return tuple(out)
+        out = self._controls.cofunctions()
+        for total, values in zip(out, self.controls(s, b), strict=True):
+            total.dat.data[:] = values.reshape(total.dat.data_ro.shape)
+        return out
 
     def weights(self, W: np.ndarray) -> np.ndarray:
         """Return A W of the classifier, (features, K) on every rank."""

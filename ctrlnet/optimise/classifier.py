@@ -20,7 +20,7 @@ import scipy.sparse as sp
 import scipy.sparse.linalg
 from mpi4py import MPI
 
-from ctrlnet.losses import Loss
+from ctrlnet.losses import Loss, image_hessians
 from ctrlnet.sample_average import Features
 
 __all__ = ["ClassifierProblem", "ClassifierSolution", "InnerSolveError"]
@@ -28,10 +28,12 @@ __all__ = ["ClassifierProblem", "ClassifierSolution", "InnerSolveError"]
 # Up to this many unknowns the whole Hessian is factorised, up to this many features its averaged block.
 _WHOLE = 4000
 _DENSE = 2000
-# Images below this share of the largest curvature are left out of the factorised Hessian.
-_ACTIVE = 1e-3
+# The images of least curvature, with this share of it all together, are left out of the factorised Hessian.
+_INACTIVE = 0.1
+# A start is shortened to the best of these multiples: a saturated softmax has no curvature to step by.
+_SHORTENED = (1.0, 0.5, 0.25, 0.0)
 # A direction that takes more Krylov iterations than this has the Hessian factorised anew.
-_PATIENCE = 12
+_PATIENCE = 20
 
 
 class InnerSolveError(ArithmeticError):
@@ -117,19 +119,25 @@ class ClassifierProblem:
 
         ``values`` are the features, or their single-precision copy: the arithmetic follows its type.
         """
-        values = self.features.values if values is None else values
+        return self._hessian_at(scores, self.features.values if values is None else values)(direction)
+
+    def _hessian_at(self, scores: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         kind = values.dtype
-        dW, dbeta = direction[:-1], direction[-1]
-        change = dW.T.astype(kind) @ values + dbeta[:, None].astype(kind)
-        g = self.loss.hessian(
-            scores.astype(kind, copy=False), self.features.labels, self.features.weights.astype(kind), change)
-        out = np.empty(direction.shape)
-        out[:-1] = values @ g.T
-        out[-1] = g.sum(axis=1)
-        self.comm.Allreduce(MPI.IN_PLACE, out)
-        out[:-1] += self._regularise(dW)
-        out[-1] += self.ridge * dbeta
-        return out
+        of_loss = self.loss.hessian_at(
+            scores.astype(kind, copy=False), self.features.labels, self.features.weights.astype(kind))
+
+        def product(direction: np.ndarray) -> np.ndarray:
+            dW, dbeta = direction[:-1], direction[-1]
+            g = of_loss(dW.T.astype(kind) @ values + dbeta[:, None].astype(kind))
+            out = np.empty(direction.shape)
+            out[:-1] = values @ g.T
+            out[-1] = g.sum(axis=1)
+            self.comm.Allreduce(MPI.IN_PLACE, out)
+            out[:-1] += self._regularise(dW)
+            out[-1] += self.ridge * dbeta
+            return out
+
+        return product
 
     def certificate(self, W: np.ndarray, beta: np.ndarray) -> float:
         r"""Return the bound :math:`\frac12 g^T R^{-1} g \ge \Phi - \Phi^*`: the Hessian is at least R."""
@@ -139,13 +147,7 @@ class ClassifierProblem:
         return 0.5 * float((rows * inverse).sum()) + 0.5 * float(g[-1] @ g[-1]) / self.ridge
 
     def _image_hessians(self, scores: np.ndarray) -> np.ndarray:
-        """Return the weighted loss Hessian of each image, (images, K, K)."""
-        out = np.empty((scores.shape[1], scores.shape[0], scores.shape[0]))
-        for k in range(scores.shape[0]):
-            unit = np.zeros_like(scores)
-            unit[k] = 1.0
-            out[:, :, k] = self.loss.hessian(scores, self.features.labels, self.features.weights, unit).T
-        return out
+        return image_hessians(self.loss, scores, self.features.labels, self.features.weights)
 
     def factorise(self, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """Return an approximate inverse of the Hessian at these scores, (features + 1, K) -> the same.
@@ -180,9 +182,7 @@ class ClassifierProblem:
 
     def _whole_hessian(self, scores: np.ndarray, count: int, classes: int):
         hessians = self._image_hessians(scores)
-        size = np.abs(hessians).max(axis=(1, 2))
-        largest = self.comm.allreduce(float(size.max(initial=0.0)), op=MPI.MAX)
-        active = size > _ACTIVE * largest
+        active = self._active(np.einsum("ikk->i", hessians))
         F = np.vstack([self.features.values[:, active], np.ones(int(active.sum()))]).astype(np.float32)
         hessians = hessians[active].astype(np.float32)
         whole = np.empty((classes, count, classes, count), dtype=np.float32)
@@ -193,15 +193,24 @@ class ClassifierProblem:
         self.comm.Allreduce(MPI.IN_PLACE, whole)
         for k in range(classes):
             self._add_regulariser(whole[k, :, k, :])
-        factor = scipy.linalg.cho_factor(
+        L = scipy.linalg.cholesky(
             whole.reshape(classes * count, -1), lower=True, overwrite_a=True, check_finite=False)
-
+        # L^-T L^-1 stays positive definite in floating point, and two products are faster than two substitutions.
+        inverted, info = scipy.linalg.lapack.strtri(L, lower=1, overwrite_c=1)
+        if info:
+            raise np.linalg.LinAlgError(f"its factor has a zero on the diagonal, number {info}")
 
         def inverse(x: np.ndarray) -> np.ndarray:
-            flat = x.T.astype(np.float32).ravel()
-            return scipy.linalg.cho_solve(factor, flat, check_finite=False).reshape(classes, count).T.astype(float)
+            flat = inverted.T @ (inverted @ x.T.astype(np.float32).ravel())
+            return flat.reshape(classes, count).T.astype(float)
 
         return inverse
+
+    def _active(self, size: np.ndarray) -> np.ndarray:
+        """Return which of this rank's images hold the curvature that counts, by one threshold for all ranks."""
+        everything = np.sort(np.concatenate(self.comm.allgather(size)))
+        left_out = np.searchsorted(np.cumsum(everything), _INACTIVE * everything.sum())
+        return size >= everything[min(left_out, everything.size - 1)]
 
     def _averaged_block(self, curvature: np.ndarray):
         F = self.features.values
@@ -232,13 +241,16 @@ class ClassifierProblem:
         self, scores: np.ndarray, g: np.ndarray, rtol: float, most: int, values: np.ndarray | None = None
     ) -> tuple[np.ndarray, int]:
         """Return -H^{-1} g to a relative residual in the preconditioner's norm, and the Krylov iterations."""
+        product = self._hessian_at(scores, self.features.values if values is None else values)
         x = np.zeros_like(g)
         r = -g
         z = self.inverse(r)
         p, rz = z, float((r * z).sum())
+        if rz == 0.0:
+            return x, 0
         target = rtol**2 * rz
         for iteration in range(1, most + 1):
-            Hp = self.hessian(scores, p, values)
+            Hp = product(p)
             step = rz / float((p * Hp).sum())
             x += step * p
             r = r - step * Hp
@@ -249,16 +261,32 @@ class ClassifierProblem:
             p = z + rz / previous * p
         return x, most
 
-    def solve_hessian(self, W: np.ndarray, beta: np.ndarray, rhs: np.ndarray, rtol: float = 1e-12) -> np.ndarray:
-        """Return the Hessian at (W, beta), inverted by conjugate gradients, times ``rhs`` (features + 1, K)."""
+    def hessian_solver(
+        self, W: np.ndarray, beta: np.ndarray, rtol: float = 1e-14
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the Hessian's inverse at (W, beta), (features + 1, K) -> the same, by conjugate gradients.
+
+        The factorisation that preconditions them is made once.
+        """
         scores = self._scores(W, beta)
-        self.inverse = self.factorise(scores)
-        return self._newton_direction(scores, -rhs, rtol, 1000)[0]
+        self.inverse = self._factorise_or_fail(scores)
+        return lambda rhs: self._newton_direction(scores, -rhs, rtol, 1000)[0]
+
+    def _shortened(self, W: np.ndarray, beta: np.ndarray):
+        """Return the best multiple of a start with its scores, loss and penalty."""
+        scores, penalty, best = self._scores(W, beta), self._penalty(W, beta), None
+        for factor in _SHORTENED:
+            loss = self._loss(factor * scores)
+            if best is not None and not loss + factor**2 * penalty < best[1] + best[0] ** 2 * penalty:
+                break  # convex along the ray
+            best = factor, loss
+        factor, loss = best
+        return factor * W, factor * beta, factor * scores, loss, factor**2 * penalty
 
     @np.errstate(over="ignore", invalid="ignore")  # checked below, where it ends the solve
     def solve(
         self, W: np.ndarray, beta: np.ndarray, tolerance: float = 1e-10, most_newton: int = 50,
-        most_krylov: int = 30,
+        most_krylov: int = 50,
     ) -> ClassifierSolution:
         """Minimise from (W, beta) until half the squared Newton decrement is at most ``tolerance * (1 + Phi)``.
 
@@ -267,9 +295,7 @@ class ClassifierProblem:
         InnerSolveError
             If the iteration ends before that; the message holds what was reached.
         """
-        W, beta = W.copy(), beta.copy()
-        scores = self._scores(W, beta)
-        loss, penalty = self._loss(scores), self._penalty(W, beta)
+        W, beta, scores, loss, penalty = self._shortened(W, beta)
         single = self.features.values.astype(np.float32)
         krylov, count, decrement, relative = 0, 0, np.inf, 0.1
         for newton in range(1, most_newton + 1):

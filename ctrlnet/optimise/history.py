@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+
+from ctrlnet.work import SWEEP_COST
 
 __all__ = ["History", "Iteration"]
 
@@ -20,11 +23,19 @@ class Iteration:
     gradient_norm
         Norm of the gradient in the controls' inner product.
     step
-        Accepted step length of the line search.
+        Accepted step length of the line search, or radius of the trust region.
     work
         Cost of all sweeps so far, in image-node-layers of a forward sweep.
     seconds
-        Wall-clock time since the start.
+        Wall-clock time since the start, without that of :attr:`accuracies`.
+    krylov
+        Products with the (Gauss-Newton) Hessian since the iteration before.
+    sweeps
+        Image-node-layers of each kind of sweep so far; ``work`` is their weighted sum.
+    accuracies
+        Shares of correctly classified images by name, where asked for.
+    images
+        Size of the sample that the objective is the average over.
     """
 
     number: int
@@ -34,6 +45,14 @@ class Iteration:
     step: float
     work: float
     seconds: float
+    krylov: int = 0
+    sweeps: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SWEEP_COST, 0.0))
+    accuracies: Mapping[str, float] = field(default_factory=dict)
+    images: int = 0
+
+    @property
+    def regularisation(self) -> float:
+        return self.objective - self.loss
 
 
 @dataclass
@@ -51,20 +70,31 @@ class History:
         return self.iterations[-1]
 
     def column(self, name: str) -> list[float]:
-        """Return one quantity over all iterations."""
-        known = [f.name for f in fields(Iteration)]
+        """Return one quantity over all iterations; an accuracy by its own name."""
+        known = [f.name for f in fields(Iteration)] + ["regularisation"]
+        measured = self.iterations[0].accuracies if self.iterations else {}
+        if name in measured:
+            return [i.accuracies[name] for i in self.iterations]
         if name not in known:
-            raise ValueError(f"An iteration has {', '.join(known)}; received {name!r}.")
+            raise ValueError(f"An iteration has {', '.join([*known, *measured])}; received {name!r}.")
         return [getattr(i, name) for i in self.iterations]
+
+    def reached(self, name: str, target: float) -> Iteration | None:
+        """Return the first iteration in which a quantity is at most the target; None if it never is."""
+        return next((i for i, v in zip(self.iterations, self.column(name), strict=True) if v <= target), None)
 
     def as_dict(self) -> dict:
         """Return plain data for a JSON file."""
-        return {"reason": self.reason, "iterations": [asdict(i) for i in self.iterations]}
+        rows = [asdict(i) | {"regularisation": i.regularisation} for i in self.iterations]
+        return {"reason": self.reason, "iterations": rows}
 
     def __str__(self) -> str:
-        lines = [f"{'it':>4} {'objective':>12} {'loss':>12} {'|gradient|':>11} {'step':>9} {'seconds':>9}"]
+        measured = list(self.iterations[0].accuracies) if self.iterations else []
+        lines = [f"{'it':>4} {'objective':>12} {'loss':>12} {'|gradient|':>11} {'step':>9} {'krylov':>6} {'seconds':>9}"
+                 + "".join(f" {name + ' %':>9}" for name in measured)]
         lines += [
-            f"{i.number:4d} {i.objective:12.6f} {i.loss:12.6f} {i.gradient_norm:11.3e} {i.step:9.2e} {i.seconds:9.2f}"
+            f"{i.number:4d} {i.objective:12.6f} {i.loss:12.6f} {i.gradient_norm:11.3e} {i.step:9.2e} {i.krylov:6d} "
+            f"{i.seconds:9.2f}" + "".join(f" {100 * i.accuracies[name]:9.2f}" for name in measured)
             for i in self.iterations
         ]
         return "\n".join([*lines, f"stopped: {self.reason}"])

@@ -12,6 +12,7 @@ Source: Golub and Pereyra, "Separable nonlinear least squares: the variable proj
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from firedrake import Function
@@ -20,8 +21,11 @@ from pyadjoint import AdjFloat
 from pyadjoint.enlisting import Enlist
 from pyadjoint.reduced_functional import AbstractReducedFunctional
 
+from ctrlnet.gauss_newton import GaussNewton
+from ctrlnet.losses import image_hessians
 from ctrlnet.optimise.classifier import ClassifierProblem, ClassifierSolution
 from ctrlnet.problem import TrainingProblem
+from ctrlnet.sample_average import SampleAverage
 
 __all__ = ["ProjectedFunctional"]
 
@@ -47,8 +51,6 @@ class ProjectedFunctional(AbstractReducedFunctional):
     ----------
     solution : ClassifierSolution
         The classifier at the last evaluated controls.
-    inner_seconds : float
-        Time spent in inner solves.
     """
 
     def __init__(
@@ -67,30 +69,57 @@ class ProjectedFunctional(AbstractReducedFunctional):
         W, beta = W or zero[0], beta or zero[1]
         self._start = problem.readout.weights_array(W).copy(), beta.dat.data_ro.ravel().copy()
         self.solution: ClassifierSolution | None = None
-        self.inner_seconds = 0.0
+        self._clock = [0.0]
         self._inner: ClassifierProblem | None = None
         self._point: tuple[Function, Function] = (s, b)
         self._derivative = None
+        self._solver = None
+        self._sweeps = GaussNewton(problem.average)
+
+    names = ("s", "b")
+
+    def over(self, average: SampleAverage, s: Function, b: Function) -> ProjectedFunctional:
+        """Return the functional of another sample average, starting at (s, b) with this one's last classifier."""
+        out = ProjectedFunctional(
+            self.problem.with_average(average), s, b, inner_tolerance=self._tolerance,
+            riesz_map=self._controls[0].riesz_map)
+        out._start, out._inner, out._clock = self._start, self._inner, self._clock
+        return out
 
     @property
     def controls(self):
         return self._controls
 
+    @property
+    def inner_seconds(self) -> float:
+        """Time spent in inner solves, by this functional and those it was made from."""
+        return self._clock[0]
+
+    @property
+    def loss(self) -> float:
+        """The mean loss at the last evaluated controls."""
+        self._require_point()
+        return self.solution.loss
+
+    def all_controls(self, free: Sequence[Function]) -> list[Function]:
+        """Return (s, b, W, beta) with the classifier of the last evaluated controls."""
+        return [*free, *self.classifier()]
+
     def __call__(self, values) -> AdjFloat:
         """Return J(s, b). Raises :class:`~ctrlnet.sample_average.PropagationError` if a state is not finite."""
         s, b = Enlist(values)
         self._point = (s._ad_copy(), b._ad_copy())
-        self._derivative = None
+        self._derivative = self._solver = None
         average, regularisation = self.problem.average, self.problem.regularisation
         features = average.features(*self.problem.network.layers(s, b))
         began = time.perf_counter()
         self._inner = ClassifierProblem(
-            features, regularisation.weights_matrix, regularisation.ridge, average.loss, self.problem.network.comm,
+            features, regularisation.weights_matrix, regularisation.ridge, average.loss, average.comm,
             inverse=None if self._inner is None else self._inner.inverse,
         )
         self.solution = self._inner.solve(*self._start, tolerance=self._tolerance)
         self._start = self.solution.W, self.solution.beta
-        self.inner_seconds += time.perf_counter() - began
+        self._clock[0] += time.perf_counter() - began
         return AdjFloat(self.solution.value + regularisation.controls_value(*self._point))
 
     def _cofunctions(self, gS: np.ndarray, gb: np.ndarray):
@@ -128,10 +157,12 @@ class ProjectedFunctional(AbstractReducedFunctional):
         ds, db = Enlist(m_dot)
         net, average = self.problem.network, self.problem.average
         W, beta = self.solution.W, self.solution.beta
-        point = (*net.layers(*self._point), W, beta)
+        point = self.point()
+        if self._solver is None:
+            self._solver = self._inner.hessian_solver(W, beta)
         dS, dB = net.layers(ds, db)
         _, _, mixed_W, mixed_beta = average.hessian(point, (dS, dB, np.zeros_like(W), np.zeros_like(beta)))
-        reaction = self._inner.solve_hessian(W, beta, -np.vstack([mixed_W, mixed_beta]))
+        reaction = -self._solver(np.vstack([mixed_W, mixed_beta]))
         hS, hb, _, _ = average.hessian(point, (dS, dB, reaction[:-1], reaction[-1]))
         extra = self.problem.regularisation.controls_derivative(ds, db)
         out = []
@@ -145,6 +176,40 @@ class ProjectedFunctional(AbstractReducedFunctional):
         """Return the derivative of J in a direction."""
         derivative = Enlist(self.derivative())
         return sum(d._ad_dot(g) for d, g in zip(Enlist(m_dot), derivative, strict=True))
+
+    def point(self) -> tuple[np.ndarray, ...]:
+        """Return the last evaluated controls and their classifier as arrays (S, b, W, beta)."""
+        self._require_point()
+        return (*self.problem.network.layers(*self._point), self.solution.W, self.solution.beta)
+
+    def curvatures(self) -> np.ndarray:
+        """Return the trace of each image's loss Hessian at the last evaluated controls, (n,), on every rank."""
+        self._require_point()
+        inner, average = self._inner, self.problem.average
+        scores = self.solution.W.T @ inner.features.values + self.solution.beta[:, None]
+        own = np.einsum("ikk->i", image_hessians(
+            average.loss, scores, inner.features.labels, np.ones(inner.features.labels.size)))
+        out = np.zeros(len(average.sample))
+        for numbers, values in average.comm.allgather((inner.features.numbers, own)):
+            out[numbers] = values
+        return out
+
+    def gauss_newton(self, m_dot):
+        """Return the Schur complement of the Gauss-Newton matrix times a direction, in S* x B*.
+
+        One tangent sweep, one adjoint sweep and one solve with the classifier's Hessian.
+        """
+        ds, db = Enlist(m_dot)
+        point = self.point()
+        if self._solver is None:
+            self._solver = self._inner.hessian_solver(point[2], point[3])
+        parts = self._sweeps.projected_product(
+            point, *self.problem.network.layers(ds, db), lambda mixed: -self._solver(mixed))
+        extra = self.problem.regularisation.controls_derivative(ds, db)
+        out = self._cofunctions(*parts)
+        for total, part in zip(out, extra, strict=True):
+            total.dat.data[:] += part.dat.data_ro
+        return self._controls.delist(list(out))
 
     def classifier(self) -> tuple[Function, Function]:
         """Return the best classifier (W, beta) at the last evaluated controls."""

@@ -1,0 +1,140 @@
+r"""The explicit Schur Gauss-Newton matrix of a projected functional, as the initial Hessian of quasi-Newton.
+
+For the columns :math:`a_l = \sqrt{w_i \lambda_l}\, J_i^T q_l` of chosen images i, with the loss's Hessian
+:math:`H_i = \sum_l \lambda_l q_l q_l^T`, and the classifier's columns :math:`u_l`, eliminating (W, beta) from
+:math:`[A; U][A; U]^T + R` leaves, by the Woodbury identity,
+
+.. math:: B = R_\theta + A\,(I + U^T R_W^{-1} U)^{-1} A^T,
+
+with one small system, as large as there are columns, whatever the readout. Images are drawn with probability in
+proportion to their curvature: late in training few have any.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse.linalg
+
+from ctrlnet.gauss_newton import GaussNewton
+from ctrlnet.losses import image_hessians
+from ctrlnet.metric import Coordinates
+
+__all__ = ["SchurGaussNewton", "draw_in_proportion"]
+
+
+def draw_in_proportion(sizes: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw about ``count`` numbers without replacement, each with probability in proportion to its size.
+
+    Returns the numbers and their inclusion probabilities (systematic sampling; a large size is drawn surely).
+    """
+    sizes = np.asarray(sizes, dtype=float)
+    if count >= np.count_nonzero(sizes > 0):
+        chosen = np.flatnonzero(sizes > 0)
+        return chosen, np.ones(chosen.size)
+    share, surely = np.zeros(sizes.size), np.zeros(sizes.size, dtype=bool)
+    while True:
+        rest = count - surely.sum()
+        share = np.where(surely, 1.0, rest * sizes / sizes[~surely].sum())
+        more = ~surely & (share >= 1.0)
+        if not more.any():
+            break
+        surely |= more
+    steps = np.floor(np.cumsum(share) + rng.random())
+    chosen = np.flatnonzero(np.diff(steps, prepend=np.floor(steps[0] - share[0])) > 0)
+    return chosen, share[chosen]
+
+
+class SchurGaussNewton:
+    """Factorised approximation of a projected functional's Hessian, refreshed where it is asked to.
+
+    Parameters
+    ----------
+    functional
+        A :class:`~ctrlnet.optimise.ProjectedFunctional`.
+    coordinates
+        Of its controls.
+    rng
+        Draws the images; the same draw on any number of ranks.
+    images
+        How many images are drawn.
+    directions
+        Leading eigenvectors of each image's loss Hessian; 1 to K.
+    damping
+        Multiple of the mean diagonal entry that is added to the diagonal: what the draw did not see.
+    """
+
+    def __init__(
+        self, functional, coordinates: Coordinates, rng: np.random.Generator, images: int = 400, directions: int = 3,
+        damping: float = 1e-3,
+    ):
+        classes = functional.problem.readout.classes
+        if images < 1 or not 1 <= directions <= classes or damping < 0:
+            raise ValueError(
+                f"The explicit Gauss-Newton matrix needs images >= 1, 1 <= directions <= {classes} and damping >= 0; "
+                f"received images={images!r}, directions={directions!r}, damping={damping!r}."
+            )
+        self.functional, self.coordinates, self.rng = functional, coordinates, rng
+        self.images, self.directions, self.damping = images, directions, damping
+        self.matrix: np.ndarray | None = None
+        self._factor = None
+        self._average = None
+
+    def refresh(self) -> None:
+        """Form and factorise the matrix at the functional's last point."""
+        A, gram = self.columns()
+        self.matrix = self._assemble(A, gram)
+        mean = np.trace(self.matrix) / self.matrix.shape[0]
+        self.matrix[np.diag_indices_from(self.matrix)] += self.damping * mean
+        self._factor = scipy.linalg.cho_factor(self.matrix, lower=True, check_finite=False)
+
+    def solve(self, g: np.ndarray) -> np.ndarray:
+        """Return the inverse matrix times coordinates of a derivative."""
+        return scipy.linalg.cho_solve(self._factor, g, check_finite=False)
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """Return the matrix times coordinates of a direction."""
+        return self.matrix @ x
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return A (unknowns, columns) and U^T R_W^{-1} U (columns, columns)."""
+        functional = self.functional
+        average, loss = functional.problem.average, functional.problem.average.loss
+        chosen, probability = draw_in_proportion(functional.curvatures(), self.images, self.rng)
+        self._average = average.over(chosen, self._average)
+        sweeps = GaussNewton(self._average)
+        S, b, W, beta = functional.point()
+        F = sweeps.whole_features(S, b)
+        labels = self._average.sample.labels
+        hessians = image_hessians(loss, W.T @ F + beta[:, None], labels, np.ones(labels.size))
+        values, vectors = np.linalg.eigh(hessians)
+        scale = np.sqrt(np.maximum(values, 0.0) / (len(average.sample) * probability)[:, None])
+        Q = (vectors * scale[:, None, :])[:, :, ::-1]  # (images, K, directions), the largest first
+        A = np.concatenate([self._whiten(sweeps.rows(S, b, W, Q[:, :, a].T)) for a in range(self.directions)], axis=1)
+        q = np.concatenate([Q[:, :, a] for a in range(self.directions)])
+        regulariser = functional.problem.regularisation
+        nodes = F.reshape(regulariser.weights_matrix.shape[0], -1)
+        solved = scipy.sparse.linalg.splu(regulariser.weights_matrix).solve(nodes).reshape(F.shape)
+        kernel = F.T @ solved + 1.0 / regulariser.ridge
+        return A, np.tile(kernel, (self.directions, self.directions)) * (q @ q.T)
+
+    def _whiten(self, rows: np.ndarray) -> np.ndarray:
+        """Return the coordinates (unknowns, images) of layers' derivatives (layers, J * C * C + C, images)."""
+        network, coordinates = self.functional.problem.network, self.coordinates
+        dofs = np.tensordot(network.sampling.astype(rows.dtype), rows, axes=(0, 0))
+        split = dofs.shape[1] - network.features
+        parts = [coordinates.dual_values("s", dofs[:, :split]), coordinates.dual_values("b", dofs[:, split:])]
+        return np.concatenate([p.reshape(-1, p.shape[-1]) for p in parts])
+
+    def _assemble(self, A: np.ndarray, gram: np.ndarray) -> np.ndarray:
+        gram = gram + np.eye(gram.shape[0])
+        L = scipy.linalg.cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
+        half = scipy.linalg.solve_triangular(L, A.T, lower=True, check_finite=False)
+        out = half.T @ half
+        for name in ("s", "b"):
+            part = self.coordinates.slices[name]
+            block = self.coordinates.regularisation_block(name)
+            copies = (part.stop - part.start) // block.shape[0]
+            out[part, part] += np.kron(block, np.eye(copies))
+        return out
+

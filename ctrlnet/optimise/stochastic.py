@@ -1,0 +1,184 @@
+r"""Sample-average approximation: solve on a drawn sample, draw a larger one, go on from what was found.
+
+Each outer iteration draws its images anew, improves the controls on their average by some steps of a deterministic
+method, and keeps them if the loss of images that were not drawn has not grown; if it has, it goes back and draws
+more. The last outer iterations run on the whole sample.
+
+Sources: Haber, Chung and Herrmann, "An effective method for parameter estimation with PDE constraints with multiple
+right-hand sides", 2012; Byrd, Chin, Nocedal and Wu, "Sample size selection in optimization methods for machine
+learning", 2012.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from firedrake import Function
+
+from ctrlnet.optimise.course import Accuracies, Course, Limits
+from ctrlnet.optimise.history import History, Iteration
+from ctrlnet.optimise.projection import ProjectedFunctional
+from ctrlnet.optimise.tao import TaoOptimiser
+from ctrlnet.sample_average import PropagationError, SampleAverage
+
+__all__ = ["Draw", "SampleSchedule", "StochasticOptimiser"]
+
+_UNLIMITED = 10**9
+
+
+@dataclass(frozen=True)
+class SampleSchedule:
+    """Sizes of the drawn samples and steps on each.
+
+    Parameters
+    ----------
+    first
+        Images of the first sample.
+    growth
+        Factor from one sample to the next, at least 1.
+    iterations
+        Steps on each drawn sample; the whole sample has those that the limits leave.
+    held_out
+        Images of the acceptance test as a share of the drawn ones, as far as there are others; 0: no test.
+
+    Raises
+    ------
+    ValueError
+        For a sample without images, a factor below 1, no steps, or a share outside [0, 1].
+    """
+
+    first: int = 200
+    growth: float = 3.0
+    iterations: int = 20
+    held_out: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.first < 1 or not self.growth >= 1 or self.iterations < 1 or not 0 <= self.held_out <= 1:
+            raise ValueError(
+                "A sample schedule needs first >= 1 images, growth >= 1, iterations >= 1 and held_out in [0, 1]; "
+                f"received {self!r}.")
+
+    def next_size(self, size: int, total: int) -> int:
+        """Return the size of the sample after one of ``size``; the whole one where little would be left out."""
+        larger = max(int(round(size * self.growth)), size)
+        return total if larger * 1.5 > total else larger
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One outer iteration: its images, whether its outcome was kept, and the held-out losses before and after."""
+
+    images: int
+    accepted: bool
+    before: float
+    after: float
+
+
+class StochasticOptimiser:
+    """Minimise a projected functional over drawn, growing samples.
+
+    Parameters
+    ----------
+    functional
+        The functional of the whole sample.
+    rng
+        Draws the samples; the same on any number of ranks.
+    schedule
+        Sizes and steps.
+    solver
+        Makes the method for a drawn sample: a function (functional, limits, course) -> an optimiser with ``solve()``.
+        Default: quasi-Newton.
+    limits
+        When to end. The iterations and the gradient's tolerance are those on the whole sample; drawn ones have the
+        schedule's.
+    callback, accuracies
+        See :class:`~ctrlnet.optimise.course.Course`.
+
+    Attributes
+    ----------
+    draws : list of Draw
+
+    Raises
+    ------
+    ValueError
+        If the first sample is larger than the whole one, or has fewer images than there are classes; if a class of
+        the sample has no image.
+    """
+
+    def __init__(
+        self, functional: ProjectedFunctional, rng: np.random.Generator, schedule: SampleSchedule | None = None, *,
+        solver: Callable | None = None, limits: Limits | None = None,
+        callback: Callable[[Iteration], None] | None = None, accuracies: Accuracies | None = None,
+    ):
+        sample = functional.problem.average.sample
+        self.schedule = SampleSchedule(min(200, len(sample))) if schedule is None else schedule
+        if not sample.classes <= self.schedule.first <= len(sample):
+            raise ValueError(
+                f"The first drawn sample must hold {sample.classes} images (one a class) to {len(sample)} (all of "
+                f"them), received {self.schedule.first}. Change first=, or give more data.")
+        missing = np.flatnonzero(np.bincount(sample.labels, minlength=sample.classes) == 0)
+        if missing.size:
+            raise ValueError(
+                f"The sample has no image of class {', '.join(map(str, missing))}; every drawn sample needs one of "
+                "each class. Add images, or number the classes without gaps.")
+        self.functional, self.rng = functional, rng
+        self._solver = TaoOptimiser if solver is None else solver
+        self._on_whole = Limits() if limits is None else limits
+        self.course = Course(
+            replace(self._on_whole, iterations=_UNLIMITED, relative_gradient=0.0), functional.problem.work,
+            functional.problem.average.comm, callback, accuracies)
+        self.draws: list[Draw] = []
+        self._drawn: SampleAverage | None = None
+        self._tested: SampleAverage | None = None
+
+    @property
+    def history(self) -> History:
+        return self.course.history
+
+    def solve(self) -> list[Function]:
+        """Train from the controls' values; return the best controls of the last sample, (s, b).
+
+        :attr:`functional` is then that of this sample, evaluated at them: it has the classifier.
+        """
+        whole = self.functional.problem.average
+        total, size = len(whole.sample), self.schedule.first
+        controls = [c.control._ad_copy() for c in self.functional.controls]
+        reason = None
+        with self.course:
+            while reason is None and size < total:
+                accepted, found, trial = self._improve_on_a_draw(whole, size, controls)
+                if accepted:
+                    self.functional, controls = trial, found
+                reason = self.course.reason_to_stop()
+                size = self.schedule.next_size(size, total)
+            if reason is None:
+                self.functional = self.functional.over(whole, *controls)
+                optimiser = self._solver(self.functional, limits=self._on_whole, course=self.course)
+                controls = optimiser.solve()
+                reason = optimiser.history.reason
+        self.history.reason = reason
+        return controls
+
+    def _improve_on_a_draw(self, whole: SampleAverage, size: int, controls: list[Function]):
+        """Draw, improve and test; return whether to keep the outcome, the controls and their functional."""
+        order = self.rng.permutation(len(whole.sample))
+        others = order[size : size + int(size * self.schedule.held_out)]
+        self._drawn = whole.over(np.sort(order[:size]), self._drawn)
+        trial = self.functional.over(self._drawn, *controls)
+        found = self._solver(trial, limits=Limits(self.schedule.iterations), course=self.course).solve()
+        before, after = np.nan, np.nan
+        if self.functional.solution is not None and others.size:
+            self._tested = whole.over(np.sort(others), self._tested)
+            before, after = self._held_out_loss(self.functional, controls), self._held_out_loss(trial, found)
+        accepted = not after > before
+        self.draws.append(Draw(size, accepted, before, after))
+        return accepted, found, trial
+
+    def _held_out_loss(self, functional: ProjectedFunctional, controls: list[Function]) -> float:
+        solution = functional.solution
+        try:
+            return self._tested.value(*functional.problem.network.layers(*controls), solution.W, solution.beta)
+        except PropagationError:
+            return np.inf

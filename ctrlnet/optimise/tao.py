@@ -1,0 +1,285 @@
+"""Newton and quasi-Newton methods of PETSc's TAO on a reduced functional, in coordinates of the metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import petsctools
+from firedrake import COMM_SELF, Function
+from petsc4py import PETSc
+from pyadjoint.enlisting import Enlist
+
+from ctrlnet.metric import Coordinates
+from ctrlnet.optimise.classifier import InnerSolveError
+from ctrlnet.optimise.course import Accuracies, Course, Limits
+from ctrlnet.optimise.history import History, Iteration
+from ctrlnet.optimise.presets import QUASI_NEWTON
+from ctrlnet.sample_average import PropagationError
+
+__all__ = ["TaoOptimiser"]
+
+_WITH_HESSIAN = ("nls", "ntr", "ntl", "bnls", "bntr", "bntl")
+_WITH_SECANTS = ("lmvm", "blmvm", "bqnls")
+
+
+class TaoOptimiser:
+    r"""Minimise a reduced functional with TAO.
+
+    TAO sees coordinates in which the metric is the Euclidean product, a sequential vector on each rank; value and
+    derivatives are those of all ranks, so the ranks stay in lockstep, and W may be distributed over its mesh.
+    Where a state or an inner solve is not finite the value is large and finite, so that a line search shortens
+    its step and a trust region shrinks.
+
+    Parameters
+    ----------
+    functional
+        Value, derivative and, for Newton's methods, ``gauss_newton`` or ``hessian``: a
+        :class:`~ctrlnet.optimise.ProjectedFunctional` or :class:`~ctrlnet.optimise.JointFunctional`.
+    parameters
+        TAO options, for example a preset of :mod:`ctrlnet.optimise.presets`.
+    limits
+        When to end.
+    coordinates
+        Of the functional's controls. Default: L2 in time, the regularisation's product for W.
+    curvature
+        The matrix in Newton's methods: ``"gauss_newton"`` or ``"hessian"``.
+    forcing
+        Relative residual of the Krylov solves; or a function of the gradient's norm over its first value.
+    preconditioner
+        Of the Krylov solves: a :class:`~ctrlnet.optimise.krylov.KrylovPreconditioner` or None.
+    initial_hessian
+        Quasi-Newton's: an object with ``refresh()``, ``apply(x)`` and ``solve(g)``, for example a
+        :class:`~ctrlnet.optimise.SchurGaussNewton`. Default: a multiple of the metric.
+    refresh
+        Iterations after which the initial Hessian is formed anew.
+    callback, accuracies
+        See :class:`~ctrlnet.optimise.course.Course`.
+    course
+        A record to continue, of runs on other samples.
+    options_prefix
+        Of the PETSc options that override the parameters.
+    """
+
+    def __init__(
+        self, functional, parameters: Mapping = QUASI_NEWTON, limits: Limits | None = None, *,
+        coordinates: Coordinates | None = None, curvature: str = "gauss_newton",
+        forcing: float | Callable[[float], float] = 0.1, preconditioner=None, initial_hessian=None, refresh: int = 5,
+        callback: Callable[[Iteration], None] | None = None, accuracies: Accuracies | None = None,
+        course: Course | None = None, options_prefix: str = "",
+    ):
+        if curvature not in ("gauss_newton", "hessian"):
+            raise ValueError(f"curvature must be 'gauss_newton' or 'hessian', received {curvature!r}.")
+        if refresh < 1:
+            raise ValueError(f"refresh must be at least 1 iteration, received {refresh!r}.")
+        self.functional = functional
+        self.coordinates = Coordinates(functional.problem, functional.names) if coordinates is None else coordinates
+        self._limits = Limits() if limits is None else limits
+        self.course = course or Course(
+            self._limits, functional.problem.work, functional.problem.average.comm, callback, accuracies)
+        self._curvature = curvature
+        self._forcing = forcing if callable(forcing) else (lambda _: forcing)
+        self._preconditioner, self._initial, self._refresh = preconditioner, initial_hessian, refresh
+        self._products, self._offset, self._started = 0, 0, 0
+        self._reason: str | None = None
+        self._evaluation = _Evaluation(functional, self.coordinates)
+        self._create(dict(parameters), options_prefix)
+
+    @property
+    def history(self) -> History:
+        return self.course.history
+
+    # PETSc objects.
+
+    def _create(self, parameters: dict, prefix: str) -> None:
+        size = self.coordinates.size
+        self._x = PETSc.Vec().createSeq(size, comm=COMM_SELF)
+        self._tao = tao = PETSc.TAO().create(comm=COMM_SELF)
+        tao.setObjectiveGradient(self._objective_gradient)
+        tao.setObjective(lambda _, x: self._evaluation.value(x.array_r))
+        tao.setGradient(lambda _, x, g: g.setArray(self._evaluation.gradient(x.array_r)))
+        petsctools.set_from_options(
+            tao, parameters=parameters | {"tao_max_it": 10**8, "tao_max_funcs": 10**8}, options_prefix=prefix)
+        kind = tao.getType()
+        if kind in _WITH_HESSIAN:
+            self._hessian = _symmetric(size, _Shell(self._product))
+            tao.setHessian(self._new_hessian, self._hessian)
+            pc = tao.getKSP().getPC()
+            if self._preconditioner is not None:
+                pc.setType(PETSc.PC.Type.PYTHON)
+                pc.setPythonContext(self._preconditioner)
+            else:
+                pc.setType(PETSc.PC.Type.NONE)
+        if self._initial is not None:
+            if kind not in _WITH_SECANTS:
+                raise ValueError(
+                    f"An initial Hessian belongs to a quasi-Newton method ({', '.join(_WITH_SECANTS)}), "
+                    f"received tao_type {kind!r}.")
+            self._J0 = _symmetric(size, _Shell(self._initial.apply, self._initial.solve))
+            self._J0.setOption(PETSc.Mat.Option.SPD, True)
+            tao.setUpdate(self._update)
+        tao.setMonitor(self._monitor)
+        tao.setConvergenceTest(self._test)
+        tao.setSolution(self._x)
+        if self._initial is not None and kind != "bqnls":
+            tao.setLMVMH0(self._J0)
+        with petsctools.inserted_options(tao):
+            tao.setUp()
+        if self._initial is not None and kind == "bqnls":
+            tao.getLMVMMat().setLMVMJ0(self._J0)
+
+    # Callbacks.
+
+    def _objective_gradient(self, _, x: PETSc.Vec, g: PETSc.Vec) -> float:
+        value = self._evaluation.value(x.array_r)
+        g.setArray(self._evaluation.gradient(x.array_r))
+        return value
+
+    def _product(self, x: np.ndarray) -> np.ndarray:
+        self._products += 1
+        direction = self.coordinates.functions(x)
+        out = self.coordinates.dual_array(Enlist(getattr(self.functional, self._curvature)(direction)))
+        if self._preconditioner is not None:
+            self._preconditioner.saw(x, out)
+        return out
+
+    def _new_hessian(self, tao: PETSc.TAO, x: PETSc.Vec, H: PETSc.Mat, P: PETSc.Mat) -> None:
+        self._evaluation.value(x.array_r)
+        H.getPythonContext().unshift()
+        first, last = self.history.iterations[self.course.first], self.history.last
+        tao.getKSP().setTolerances(rtol=float(self._forcing(last.gradient_norm / first.gradient_norm)))
+        if self._preconditioner is not None:
+            self._preconditioner.renew()
+
+    def _update(self, tao: PETSc.TAO, iteration: int) -> None:
+        if iteration % self._refresh == 0:
+            self._evaluation.value(self._x.array_r)
+            self._initial.refresh()
+            self._J0.stateIncrease()  # its products are kept until it says that it changed
+
+    def _monitor(self, tao: PETSc.TAO) -> None:
+        number, objective, gradient_norm, _, step, _ = tao.getSolutionStatus()
+        x = self._x.array_r.copy()
+        self._evaluation.value(x)
+        self.course.record(
+            x, lambda: self._all_controls(x), objective, self.functional.loss, gradient_norm, step,
+            self._number(number), self._products, len(self.functional.problem.average.sample))
+        self._products = 0
+
+    def _number(self, of_tao: int) -> int:
+        """Return the iteration's number in the whole course; a search that starts anew has made a step."""
+        again = len(self.history.iterations) > self.course.first and self._offset > self._started
+        return self._offset + of_tao + again
+
+    def _all_controls(self, x: np.ndarray) -> list[Function]:
+        return self.functional.all_controls(self.coordinates.functions(x))
+
+    def _test(self, tao: PETSc.TAO) -> None:
+        self._reason = self.course.reason_to_stop(self._limits)
+        if self._reason is not None:
+            tao.setConvergedReason(PETSc.TAO.ConvergedReason.CONVERGED_USER)
+
+    def solve(self) -> list[Function]:
+        """Minimise from the controls' values and return the best controls; :attr:`history` says how it went.
+
+        A limit, Ctrl-C, or a search that finds no descent ends the run; none of them is an error. The functional is
+        left evaluated at the controls returned.
+
+        Raises
+        ------
+        PropagationError, InnerSolveError
+            If the starting point itself cannot be evaluated.
+        """
+        self.course.begin()
+        self._offset = self._started = self.history.last.number if self.history.iterations else 0
+        self._x.setArray(self.coordinates.array([c.control for c in Enlist(self.functional.controls)]))
+        self._evaluation.require(self._x.array_r)
+        with self.course, petsctools.inserted_options(self._tao):
+            while True:
+                self._tao.solve()
+                self._offset, (value, x) = self.history.last.number, self._evaluation.least
+                # A search that stopped short, at the edge of what can be evaluated for example, may have got lower.
+                if self._reason is not None or not value < self.course.least - 1e-10 * abs(value):
+                    break
+                self._x.setArray(x)
+        if self._reason is None:
+            code = self._tao.getConvergedReason()
+            self._reason = _REASONS.get(code, f"TAO reason {code}")
+        self.history.reason = self._reason
+        self._evaluation.value(self.course.best)
+        return self.coordinates.functions(self.course.best)
+
+
+_REASONS = {
+    PETSc.TAO.ConvergedReason.DIVERGED_LS_FAILURE: "line search found no descent",
+    PETSc.TAO.ConvergedReason.DIVERGED_TR_REDUCTION: "trust region found no descent",
+    PETSc.TAO.ConvergedReason.CONVERGED_STEPTOL: "step too small",
+}
+
+
+def _symmetric(size: int, shell: _Shell) -> PETSc.Mat:
+    out = PETSc.Mat().createPython(((size, size), (size, size)), shell, comm=COMM_SELF)
+    out.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+    out.setUp()
+    return out
+
+
+class _Evaluation:
+    """Value and derivative of the last point, in coordinates; large and flat where they are not finite."""
+
+    def __init__(self, functional, coordinates: Coordinates):
+        self._functional, self._coordinates = functional, coordinates
+        self._x: np.ndarray | None = None
+        self._value, self._gradient, self._failed = 0.0, None, False
+        # Not infinite: TAO's line searches give up on an infinite trial value instead of shortening the step.
+        self._penalty = 1e6
+        self.least: tuple[float, np.ndarray | None] = (np.inf, None)
+
+    def require(self, x: np.ndarray) -> None:
+        self._evaluate(x)
+
+    def _evaluate(self, x: np.ndarray) -> None:
+        self._x, self._gradient, self._failed = None, None, False
+        self._value = float(self._functional(self._coordinates.functions(x)))
+        self._penalty = self._value + 1.0 + abs(self._value)
+        if self._value < self.least[0]:
+            self.least = self._value, x.copy()
+        self._x = x.copy()
+
+    def value(self, x: np.ndarray) -> float:
+        if self._x is not None and np.array_equal(x, self._x):
+            return self._value
+        try:
+            self._evaluate(x)
+        except (PropagationError, InnerSolveError):
+            self._x, self._value, self._failed = x.copy(), self._penalty, True
+        return self._value
+
+    def gradient(self, x: np.ndarray) -> np.ndarray:
+        self.value(x)
+        if self._gradient is None:
+            self._gradient = np.zeros(x.size)
+            if not self._failed:
+                try:
+                    self._gradient = self._coordinates.dual_array(Enlist(self._functional.derivative()))
+                except PropagationError:
+                    self._value, self._failed = self._penalty, True
+        return self._gradient
+
+
+class _Shell:
+    """A matrix of PETSc's by its products, and by its inverse where it has one; TAO's line searches shift it."""
+
+    def __init__(self, apply: Callable, solve: Callable | None = None):
+        self._apply, self._shift = apply, 0.0
+        if solve is not None:
+            self.solve = lambda _, b, x: x.setArray(solve(b.array_r))
+
+    def mult(self, _, x: PETSc.Vec, y: PETSc.Vec) -> None:
+        y.setArray(self._apply(x.array_r) + self._shift * x.array_r)
+
+    def shift(self, _, amount: float) -> None:
+        self._shift += amount
+
+    def unshift(self) -> None:
+        self._shift = 0.0
