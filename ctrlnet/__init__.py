@@ -6,9 +6,11 @@ A network is ``dY/dt = sigma(sum_j s_j(t) D_j Y + b(t))`` on a finite-element me
 
 from ctrlnet.activations import Activation, identity, relu, smoothed_relu, tanh
 from ctrlnet.controls import ControlSpace
-from ctrlnet.dynamics import Residual
-from ctrlnet.integrators import ForwardEuler
+from ctrlnet.dynamics import Antisymmetric, Hamiltonian, Hyperbolic, Parabolic, ReactionDiffusion, Residual
+from ctrlnet.failures import PropagationError, StageSolveError
+from ctrlnet.integrators import IMEX, BackwardEuler, ForwardEuler, ImplicitMidpoint, RungeKutta, StoermerVerlet, Tableau
 from ctrlnet.losses import LeastSquares, SoftmaxCrossEntropy
+from ctrlnet.multilevel_average import MultilevelAverage
 from ctrlnet.multiscale import LevelResult, train_level, train_multiscale
 from ctrlnet.network import Network
 from ctrlnet.operators import (
@@ -26,15 +28,17 @@ from ctrlnet.propagation import propagate
 from ctrlnet.readout import Readout
 from ctrlnet.results import write_results
 from ctrlnet.sample import Sample
-from ctrlnet.sample_average import PropagationError, SampleAverage
+from ctrlnet.sample_average import SampleAverage
 from ctrlnet.work import Work
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Activation", "ControlSpace", "ForwardEuler", "LeastSquares", "LevelResult", "Network", "Operator", "Operators",
-    "PropagationError", "Readout", "Residual", "Sample", "SampleAverage", "SoftmaxCrossEntropy", "TrainingProblem",
-    "Work", "derivative", "identity", "interior_stencil", "laplacian", "low_order_operators", "propagate", "relu",
+    "IMEX", "Activation", "Antisymmetric", "BackwardEuler", "ControlSpace", "ForwardEuler", "Hamiltonian",
+    "Hyperbolic", "ImplicitMidpoint", "LeastSquares", "LevelResult", "MultilevelAverage", "Network", "Operator",
+    "Operators", "Parabolic", "PropagationError", "ReactionDiffusion", "Readout", "Residual", "RungeKutta", "Sample",
+    "SampleAverage", "SoftmaxCrossEntropy", "StageSolveError", "StoermerVerlet", "Tableau", "TrainingProblem", "Work",
+    "derivative", "identity", "interior_stencil", "laplacian", "low_order_operators", "propagate", "relu",
     "second_derivative", "smoothed_relu", "stencil_operators", "tanh", "train_level", "train_multiscale",
     "write_results",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["plot_convergence", "plot_images", "plot_stencils"]
+__all__ = ["plot_confusion", "plot_convergence", "plot_images", "plot_stencils"]
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -38,7 +38,8 @@ def plot_convergence(
     axes = figure.subplots()
     for number, (name, pieces) in enumerate(curves.items()):
         for piece, (x, y) in enumerate(pieces):
-            axes.semilogy(x, y, color=f"C{number}", marker=".", markersize=4, label=name if piece == 0 else None)
+            style = dict(color=f"C{number % 10}", linestyle="--" if number >= 10 else "-")  # ten colours
+            axes.semilogy(x, y, marker=".", markersize=4, label=name if piece == 0 else None, **style)
             if piece:
                 axes.axvline(x[0], color=f"C{number}", linestyle=":", linewidth=0.8)
     axes.set_xlabel(xlabel)
@@ -86,4 +87,31 @@ def plot_images(
         axes.imshow(image, cmap="gray_r")
         right = guess == truth
         axes.set_title(str(guess) if right else f"{guess} ({truth})", fontsize=9, color="black" if right else "red")
+    _save(figure, path)
+
+
+def plot_confusion(path: str | Path, matrices: Mapping[str, np.ndarray], columns: int = 5) -> None:
+    """Draw confusion matrices: how many images of each class (rows) were taken for which (columns).
+
+    Parameters
+    ----------
+    matrices
+        title -> (K, K) counts; the colours are those of the share of a class, errors in red.
+    """
+    rows = -(-len(matrices) // columns)
+    figure = Figure(figsize=(2.4 * columns, 2.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, (title, matrix) in zip(grid, matrices.items(), strict=False):
+        share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        accuracy = 100 * np.trace(matrix) / max(matrix.sum(), 1)
+        axes.axis("on")
+        axes.imshow(np.where(np.eye(len(matrix)), 0.0, share), cmap="Reds", vmin=0.0, vmax=0.1)
+        axes.set_title(f"{title}\n{accuracy:.1f} %", fontsize=7)
+        axes.set_xticks(range(len(matrix)))
+        axes.set_yticks(range(len(matrix)))
+        axes.tick_params(labelsize=6, length=0)
+        for truth, guess in zip(*np.nonzero(matrix), strict=True):
+            axes.text(guess, truth, str(matrix[truth, guess]), ha="center", va="center", fontsize=4)
     _save(figure, path)

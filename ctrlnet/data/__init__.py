@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from ctrlnet.data.idx import read_idx
 from ctrlnet.data.mnist import ImageData, mnist, mnist_sample
+from ctrlnet.data.shifted import ShiftedSample
 
-__all__ = ["ImageData", "mnist", "mnist_sample", "read_idx"]
+__all__ = ["ImageData", "ShiftedSample", "mnist", "mnist_sample", "read_idx"]

@@ -51,7 +51,7 @@ def average_pixels(images: np.ndarray, factor: int) -> np.ndarray:
         If the batch is empty, has no pixel axis or has NaN or infinite pixels, or the pixel counts are not
         multiples of ``factor``.
     """
-    images = _checked(images)
+    images = checked_images(images)
     if not isinstance(factor, int | np.integer) or factor < 1 or any(p % factor for p in images.shape[1:]):
         raise ValueError(
             f"Pixels cannot be averaged in blocks of this width: received factor = {factor!r} for images of "
@@ -150,11 +150,11 @@ class PixelProjection:
         ValueError
             If the batch is empty, is of another shape or has NaN or infinite pixels.
         """
-        images = _checked(images, self.pixel_shape)
+        images = checked_images(images, self.pixel_shape)
         return self.matrix @ images.reshape(len(images), -1).T.astype(float, order="C")
 
 
-def _checked(images: np.ndarray, pixel_shape: tuple[int, ...] | None = None) -> np.ndarray:
+def checked_images(images: np.ndarray, pixel_shape: tuple[int, ...] | None = None) -> np.ndarray:
     """Return the images as an array, or raise."""
     images = np.asarray(images)
     expected = "(n, p1[, p2[, p3]])" if pixel_shape is None else f"(n, {', '.join(map(str, pixel_shape))})"

@@ -1,0 +1,61 @@
+r"""The classifier on a coarser readout space. To a finer one it goes by :meth:`ctrlnet.Readout.prolong`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from firedrake import Function
+from pyadjoint import stop_annotating
+
+from ctrlnet.transfer.intergrid import check_nested, checked_pair
+
+if TYPE_CHECKING:
+    from ctrlnet.readout import Readout
+
+__all__ = ["restrict_classifier"]
+
+
+def restrict_classifier(
+    readout: Readout, W: Function, beta: Function, target: Readout, restriction=None
+) -> tuple[Function, Function]:
+    r"""Return the classifier on a coarser readout space, W_h -> W_H.
+
+    With :class:`~ctrlnet.transfer.FullWeighting` (the default) the scores of a state on the coarse readout mesh
+    stay what they are for its prolongation: :math:`(R w, Y_H)_H = (w, P Y_H)_h` in the lumped products.
+
+    Parameters
+    ----------
+    readout, W, beta
+        The fine readout and its classifier.
+    target
+        A readout of as many classes and features on a nested, coarser space.
+
+    Raises
+    ------
+    NestingError
+        If the target's space is not contained in the readout's.
+    ValueError
+        If classes or features differ.
+    """
+    ours, theirs = ((r.classes, r.network.features) for r in (readout, target))
+    if ours != theirs:
+        raise ValueError(
+            f"A classifier of {ours[0]} classes and {ours[1]} features does not fit a readout of {theirs[0]} classes "
+            f"and {theirs[1]} features."
+        )
+    check_nested(target.space, readout.space)
+    R = checked_pair(restriction, None)[0].matrix(target.space, readout.space)
+    coarse, bias = target.functions()
+    bias.dat.data[:] = beta.dat.data_ro
+    with stop_annotating():
+        part, result = Function(readout.space), Function(target.space)
+        values = W.dat.data_ro
+        out = np.empty(coarse.dat.data_ro.shape)
+        for component in range(values.shape[1]):
+            part.dat.data[:] = values[:, component]
+            with part.dat.vec_ro as x, result.dat.vec_wo as y:
+                R.mult(x, y)
+            out[:, component] = result.dat.data_ro
+        coarse.dat.data[:] = out
+    return coarse, bias
