@@ -23,8 +23,10 @@ parser.add_argument("--operators", choices=["low", "stencil"], default="low",
 parser.add_argument("--readout", type=int, default=4, help="cells along each side of the classifier's mesh")
 parser.add_argument("--train", type=int, help="training images (default: all)")
 parser.add_argument("--test", type=int, help="test images (default: all)")
-parser.add_argument("--iterations", type=int, nargs="+", default=[10, 8, 10],
-                    help="quasi-Newton iterations, of all or of each level")
+parser.add_argument("--iterations", type=int, nargs="+", default=[4, 8, 4],
+                    help="quasi-Newton iterations on the whole sample, of all or of each level")
+parser.add_argument("--draw", type=int, default=400,
+                    help="images of the first drawn sample on the finest level; drawn samples grow to the whole one")
 parser.add_argument("--data", help="folder with the four IDX files of MNIST (default: the shipped sample)")
 parser.add_argument("--mesh", help="a .msh file of the square [0, 28]^2 that takes the finest level's place")
 parser.add_argument("--seed", type=int, default=0)
@@ -38,6 +40,7 @@ from tqdm import tqdm
 
 import ctrlnet as cn
 from ctrlnet.data import mnist, mnist_sample
+from ctrlnet.optimise import SampleSchedule
 from ctrlnet.plotting import plot_convergence, plot_images, plot_stencils
 
 SIDE = 28.0  # of the domain, in pixels of the full image
@@ -125,26 +128,45 @@ say(f"{len(train)} training and {len(test)} test images, {arguments.features} fe
 began = time.perf_counter()
 start = controls.random(rng, scale=0.1)
 
+
+
+# On the finest level drawn, growing samples come before the whole one.
+schedule = SampleSchedule(min(arguments.draw, len(train)), growth=3.0, iterations=10)
+
+
+def drawing():
+    return dict(rng=np.random.default_rng(arguments.seed), schedule=schedule)
+
+
 # Coarse to fine.
 bars = {}
 
 
+def steps_of(level):
+    """Iterations of a level, those on drawn samples included."""
+    drawn, size = 0, arguments.draw
+    while level == finest and size < len(train):
+        drawn, size = drawn + schedule.iterations, schedule.next_size(size, len(train))
+    return drawn + iterations[level]
+
+
 def report(level, iteration):
     if level not in bars:
-        bars[level] = Bar(names[level], iterations[level])
+        bars[level] = Bar(names[level], steps_of(level))
     bars[level].show(iteration.number, iteration)
-    if iteration.number == iterations[level]:
+    if iteration.number == steps_of(level):
         bars[level].bar.close()
 
 
 results = cn.train_multiscale(
-    [problem(k, work) for k in range(len(meshes))], *start, iterations=iterations, callback=report)
+    [problem(k, work) for k in range(len(meshes))], *start, iterations=iterations, callback=report,
+    **drawing())
 
 # The finest mesh alone, from the same start, for the same work.
 alone_bar = Bar(f"{names[-1]} only", round(work.total / unit))
 alone_problem = problem(finest, cn.Work())
 alone = cn.train_level(
-    alone_problem, *start, iterations=10**6, work_budget=work.total,
+    alone_problem, *start, iterations=10**6, work_budget=work.total, **drawing(),
     callback=lambda iteration: alone_bar.show(round(alone_problem.work.total / unit), iteration))
 alone_bar.bar.close()
 
@@ -189,7 +211,8 @@ row("linear", "linear", finest, linear)
 
 # Work to the same training objective on the finest mesh: the larger of the two final ones.
 def units_to(target, history, spent_before):
-    return next(((spent_before + i.work) / unit for i in history.iterations if i.objective <= target), float("nan"))
+    return next(((spent_before + i.work) / unit for i in history.iterations
+                 if i.images == len(train) and i.objective <= target), float("nan"))
 
 
 target = max(results[-1].history.last.objective, alone.history.last.objective) * (1 + 1e-12)
@@ -223,7 +246,9 @@ for level, result in enumerate(results[: len(meshes) - bool(arguments.mesh)]):
 
 
 def curve(history):
-    return [w / unit for w in history.column("work")], history.column("objective")
+    """Work and objective, where it is that of the whole sample."""
+    whole = [i for i in history.iterations if i.images == len(train)]
+    return [i.work / unit for i in whole], [i.objective for i in whole]
 
 
 if root:
