@@ -122,11 +122,14 @@ def serve(handler: object, rank: int, address: str) -> None:
     with Client(address, "AF_UNIX") as connection:
         connection.send(rank)
         while True:
-            request, arguments = connection.recv()
+            try:
+                request, arguments = connection.recv()
+            except EOFError:  # the benchmark was interrupted
+                return
             if request == "stop":
                 return
             try:
                 answer = (True, getattr(handler, request)(**arguments))
-            except Exception:
+            except Exception:  # whatever it was, the process that asked reports it
                 answer = (False, traceback.format_exc())
             connection.send(answer)

@@ -8,7 +8,15 @@ import time
 
 import numpy as np
 from channel import serve
-from firedrake import COMM_WORLD, Function, FunctionSpace, PeriodicRectangleMesh, RectangleMesh, SpatialCoordinate
+from firedrake import (
+    COMM_WORLD,
+    Ensemble,
+    Function,
+    FunctionSpace,
+    PeriodicRectangleMesh,
+    RectangleMesh,
+    SpatialCoordinate,
+)
 from firedrake import VectorFunctionSpace as VectorSpace
 
 import ctrlnet as cn
@@ -43,37 +51,45 @@ class CtrlnetNetwork:
 
     def build(
         self, key: str, cells: int, features: int, images: int, layers: int, precision: str, seed: int,
-        periodic: bool = False, triangles: bool = False, memory_limit: int = 2**31,
+        periodic: bool = False, triangles: bool = False, split_images: bool = False, memory_limit: int = 2**31,
     ) -> dict:
-        """Set up a training problem under a name; return the sizes that flop counts need."""
+        """Set up a training problem under a name; return the sizes that flop counts need.
+
+        Ranks split the mesh, or, with ``split_images``, the images: an ensemble of one rank a member.
+        """
+        ensemble = Ensemble(COMM_WORLD, 1) if split_images else None
+        comm = COMM_WORLD if ensemble is None else ensemble.comm
         if periodic:
-            mesh = PeriodicRectangleMesh(cells, cells, SIDE, SIDE, quadrilateral=True)
+            mesh = PeriodicRectangleMesh(cells, cells, SIDE, SIDE, quadrilateral=True, comm=comm)
         else:
-            mesh = RectangleMesh(cells, cells, SIDE, SIDE, quadrilateral=not triangles)
+            mesh = RectangleMesh(cells, cells, SIDE, SIDE, quadrilateral=not triangles, comm=comm)
         V = FunctionSpace(mesh, "CG", 1)
         operators = cn.low_order_operators(V) if triangles else cn.stencil_operators(V)
         controls = cn.ControlSpace(TIME, layers, operators, features)
         network = cn.Network(operators, controls, precision=precision)
-        coarse = None if periodic else FunctionSpace(RectangleMesh(4, 4, SIDE, SIDE, quadrilateral=True), "CG", 1)
+        coarse = None if periodic else FunctionSpace(
+            RectangleMesh(4, 4, SIDE, SIDE, quadrilateral=True, comm=comm), "CG", 1)
         readout = cn.Readout(network, classes=10, space=coarse)
         rng = np.random.default_rng(seed)
         sample = cn.Sample(rng.random((images, 28, 28)), rng.integers(0, 10, images))
         problem = cn.TrainingProblem(
-            readout, sample, control_size=1e-4, weights_gradient=0.0 if periodic else 1e-4, memory_limit=memory_limit)
+            readout, sample, control_size=1e-4, weights_gradient=0.0 if periodic else 1e-4, memory_limit=memory_limit,
+            ensemble=ensemble)
         s, b = controls.random(rng, scale=0.1 / np.sqrt(features))
         b.dat.data[:] = 0.1 * rng.standard_normal(b.dat.data_ro.shape)
         W, beta = readout.functions()
         weights = 0.01 * rng.standard_normal((readout.features, 10))
         readout.set_weights(W, weights)
         beta.dat.data[:] = 0.01 * rng.standard_normal(beta.dat.data_ro.shape)
-        network.sweep._library = _TimedLibrary(network.sweep._library, self._kernel_seconds)
+        for kernels in (network.sweep, readout._restrict, readout._restrict_adjoint) if coarse else (network.sweep,):
+            kernels._library = _TimedLibrary(kernels._library, self._kernel_seconds)
         point = (s, b, W, beta)
         self._built[key] = problem, problem.reduced_functional(*point), point
         table = operators.table
         return {
-            "nodes": operators.nodes, "entries": COMM_WORLD.allreduce(int(table.forward.columns.size)),
+            "nodes": operators.nodes, "entries": mesh.comm.allreduce(int(table.forward.columns.size)),
             "ghosts": table.halo.ghosts, "chunk_images": problem.average.chunk_images,
-            "keeps_trajectories": problem.average.keeps_trajectories,
+            "kept_chunks": problem.average.plan.kept, "chunks": problem.average.plan.chunks,
             "trajectory_bytes": network.sweep.trajectory_bytes(layers, images), "operators": len(operators),
         }
 
@@ -115,7 +131,7 @@ class CtrlnetNetwork:
         return {"matmul": 2 * 1024**3 / float(np.median(multiply)), "copy": 2 * source.nbytes / float(np.median(copy))}
 
     def snapshot(self, key: str) -> dict:
-        """Return inputs, loss and derivatives, without regularisation, as arrays over this rank's nodes."""
+        """Return inputs, loss and derivatives, without regularisation, as arrays over this rank's nodes and images."""
         problem, _, controls = self._built[key]
         network = problem.network
         point = problem.arrays(*controls)

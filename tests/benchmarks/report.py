@@ -42,10 +42,10 @@ def plain(measured: dict) -> list[dict]:
 # What was measured in one repetition.
 
 
-def _ours(round_: dict, precision: str, ranks: int, what: str) -> float:
+def _ours(round_: dict, precision: str, ranks: int, what: str, side: str = "ctrlnet") -> float:
     """Seconds of rf(m) ("forward"), rf.derivative() ("derivative") or both ("gradient"), of the slowest rank."""
     parts = {"forward": ("forward",), "derivative": ("gradient",), "gradient": ("forward", "gradient")}[what]
-    return max(sum(rank[p] for p in parts) for rank in round_["ctrlnet"][precision, ranks])
+    return max(sum(rank[p] for p in parts) for rank in round_[side][precision, ranks])
 
 
 def _kernels(round_: dict, precision: str, *names: str) -> float:
@@ -98,11 +98,13 @@ def figures(measured: dict, on_meshes: dict, layers: int) -> dict[str, float]:
         first = next(iter(result["runs"]))
         for name in [n for n in out if n.endswith(f"_C{features}_n{first}")]:
             stem = name.removesuffix(f"_n{first}")
-            values = [out[f"{stem}_n{images}"] for images in result["runs"]]
-            if "_over_torch_" in stem or stem.startswith(("ranks_2_over_1", "matmul_share")):
+            values = [out[f"{stem}_n{images}"] for images in result["runs"] if f"{stem}_n{images}" in out]
+            if "_over_torch_" in stem or stem.startswith(("ranks_2_over_1_C", "ranks_2_over_1_single", "matmul_share")):
                 out[stem] = min(values)
             elif stem.startswith("gradient_over_forward"):
                 out[stem] = max(values)
+            elif "mesh_split" in stem:
+                out[stem] = values[0]
     outside = [v for n, v in out.items() if n.startswith("outside_kernels_C") and n.endswith("_n512")]
     if outside:
         out["outside_kernels"] = max(outside)
@@ -140,21 +142,34 @@ def _run_figures(run: dict, features: int, images: int, layers: int) -> dict[str
             run, lambda r, p=p: _ours(r, p, 1, "derivative") / _ours(r, p, 1, "forward"))
         out[f"ranks_2_over_1{end}"] = _median(
             run, lambda r, p=p: _ours(r, p, 1, "gradient") / _ours(r, p, 2, "gradient"))
+        # Two ranks' kernels share no data: what they lose to one another, they lose to shared caches and memory.
+        out[f"kernels_2_over_1{end}"] = _median(run, lambda r, p=p: (
+            _kernels(r, p) / max(sum(rank["kernels"].values()) for rank in r["ctrlnet"][p, 2])))
+        if run["repeats"][0]["mesh_split"]:
+            out[f"ranks_2_over_1_mesh_split{end}"] = _median(run, lambda r, p=p: (
+                _ours(r, p, 1, "gradient") / _ours(r, p, 2, "gradient", "mesh_split")))
         out[f"outside_kernels{end}"] = _median(run, lambda r, p=p: 1 - _kernels(r, p) / _ours(r, p, 1, "gradient"))
         out[f"matmul_share{end}"] = _median(
-            run, lambda r, p=p: 2 * flops / _kernels(r, p, "adjoint", "seed") / _matmul(r, p))
+            run, lambda r, p=p: 2 * flops / _kernels(r, p, "adjoint_layers", "seed") / _matmul(r, p))
         # The forward kernel also runs inside the derivative where trajectories are recomputed.
-        runs = 1 if run["sizes"][p, 1][0]["keeps_trajectories"] else 2
+        runs = 2 - _kept_share(run, p)
         for kernel, count in (("forward", runs), ("adjoint", 1)):
             work = count * flops * _FIELDS[kernel] / 3  # the adjoint does twice the forward's on twice the fields
             traffic = count * _FIELDS[kernel] * _field_bytes(run, p, features, images, layers)
-            out[f"gflops_{kernel}{end}"] = _median(run, lambda r, k=kernel, w=work, p=p: w / _kernels(r, p, k)) / 1e9
-            out[f"gbytes_{kernel}{end}"] = _median(run, lambda r, k=kernel, w=traffic, p=p: w / _kernels(r, p, k)) / 1e9
+            seconds = _median(run, lambda r, k=kernel, p=p: _kernels(r, p, f"{k}_layers"))
+            out[f"gflops_{kernel}{end}"] = work / seconds / 1e9
+            out[f"gbytes_{kernel}{end}"] = traffic / seconds / 1e9
         out[f"gflops_matmul{end}"] = _median(run, lambda r, p=p: _matmul(r, p)) / 1e9
         out[f"gbytes_copy{end}"] = _median(run, lambda r, p=p: r["rates"][p]["copy"]) / 1e9
         for ranks in (1, 2):
             out[f"peak_bytes_ctrlnet_{p}_ranks{ranks}"] = float(run["peak"][p, ranks])
     return out
+
+
+def _kept_share(run: dict, precision: str) -> float:
+    """Share of the chunks whose trajectories are kept between value and gradient, on one rank."""
+    size = run["sizes"][precision, 1][0]
+    return size["kept_chunks"] / size["chunks"]
 
 
 def _per_node(run: dict, what: str) -> float:
@@ -194,19 +209,23 @@ def tables(measured: dict, on_meshes: dict, layers: int, found: dict[str, float]
                     lines.append(_roofline_line(found, features, images, p, kernel))
     lines += ["", "grad/fwd: seconds of rf.derivative() over seconds of rf(m); trajectories that are not kept are",
               "recomputed in the former. outside: share of both spent outside the compiled kernels. One rank.",
-              "Peak: largest resident memory of a rank.",
-              f"{'features images':18} {'precision':>10} {'grad/fwd':>9} {'outside':>8} {'2 over 1':>9} {'kept':>5} "
-              f"{'peak 1 rank':>12} {'peak 2 ranks':>13}"]
+              "2 over 1: speed of two ranks that split the images; of their kernels alone, which share no data but the",
+              "machine's caches and memory; of two ranks that split the mesh. Peak: largest resident memory of a rank.",
+              f"{'features images':18} {'precision':>10} {'grad/fwd':>9} {'outside':>8} {'2 over 1':>9} {'kernels':>7} "
+              f"{'mesh':>5} {'kept':>6} {'peak 1 rank':>11} {'2 ranks':>8}"]
     for features, result in measured.items():
         for images, run in result["runs"].items():
             for p in _ITEM:
                 name = ("" if p == "double" else "_single") + f"_C{features}_n{images}"
-                kept = "yes" if run["sizes"][p, 1][0]["keeps_trajectories"] else "no"
+                kept = f"{100 * _kept_share(run, p):.0f} %"
+                split = found.get("ranks_2_over_1_mesh_split" + name)
+                split = "" if split is None else f"{split:.2f}"
                 peaks = [found[f"peak_bytes_ctrlnet_{p}_ranks{n}_C{features}_n{images}"] / 2**30 for n in (1, 2)]
                 lines.append(
                     f"{features:8} {images:6}    {p:>10} {found['gradient_over_forward' + name]:9.2f} "
-                    f"{100 * found['outside_kernels' + name]:6.1f} % {found['ranks_2_over_1' + name]:9.2f} {kept:>5} "
-                    f"{peaks[0]:8.2f} GiB {peaks[1]:9.2f} GiB")
+                    f"{100 * found['outside_kernels' + name]:6.1f} % {found['ranks_2_over_1' + name]:9.2f} "
+                    f"{found['kernels_2_over_1' + name]:7.2f} {split:>5} {kept:>6} {peaks[0]:7.2f} GiB "
+                    f"{peaks[1]:4.2f} GiB")
     if on_meshes:
         lines += ["", "Nanoseconds of value + gradient an image and node, 8 features, double, one rank.",
                   f"{'cells':18} {'quadrilaterals':>22} {'triangles':>22}   images"]

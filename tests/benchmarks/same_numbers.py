@@ -23,16 +23,19 @@ def _stencils(h: float) -> np.ndarray:
     return np.array([np.outer(along_x, along_y) for along_x, along_y in itertools.product(one_axis, one_axis)])
 
 
-def largest_difference(ctrlnet: Worker, torch: Worker, precision: str, features: int, layers: int) -> float:
+def largest_difference(
+    ctrlnet: Worker, torch: Worker, precision: str, features: int, layers: int, split_images: bool = False,
+) -> float:
     """Return the largest difference of loss and derivatives, each relative to its largest entry."""
     cells, images = 28, 32
     ctrlnet.ask("build", key="check", cells=cells, features=features, images=images, layers=layers,
-                precision=precision, seed=1, periodic=True)
+                precision=precision, seed=1, periodic=True, split_images=split_images)
     parts = ctrlnet.ask("snapshot", key="check")
     ctrlnet.ask("drop")
     ours = parts[0]
-    places = np.concatenate([p["places"] for p in parts])
-    nodal = np.concatenate([p["nodal"] for p in parts])
+    # Ranks have some of the nodes, or all nodes of some of the images.
+    places = ours["places"] if split_images else np.concatenate([p["places"] for p in parts])
+    nodal = np.concatenate([p["nodal"] for p in parts], axis=1 if split_images else 0)
     width = ours["side"] / cells
     # A node on the seam has the coordinate of either side.
     grid = np.rint(places / width).astype(int) % cells

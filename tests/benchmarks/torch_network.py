@@ -21,6 +21,7 @@ class TorchNetwork:
     def __init__(self, precision: str, threads: int):
         torch.set_num_threads(threads)
         self._type = _TYPES[precision]
+        self._form: dict[str, dict] = {}  # the fastest found, for every number of images
 
     # The network: Y <- Y + h tanh(conv(Y) + b) in every layer, features Rx Y Ry^T, scores W^T features + beta.
 
@@ -45,7 +46,6 @@ class TorchNetwork:
         self._beta = torch.zeros(10, dtype=self._type)
         self._h, self._circular = 4.0 / layers, False
         self._require()
-        self._form = {"forward": None, "gradient": None}
 
     def _require(self) -> None:
         self._parameters = [*self._kernels, *self._biases, self._W, self._beta]
@@ -91,17 +91,18 @@ class TorchNetwork:
         """Time the candidates on part of the sample and keep the fastest; return all, fastest first.
 
         Eager forms come first; then the fastest two of them are compiled. Past ``seconds`` nothing new is tried, but
-        one eager form of each memory format always is.
+        one eager form of each memory format always is. A candidate runs ``images`` images, or one batch if that is
+        more.
         """
-        images = min(images, len(self._labels))
         began, tried = time.perf_counter(), []
 
         def attempt(batch: int, channels_last: bool, compile_it: bool) -> None:
             form = {"batch": batch, "channels_last": channels_last, "compiled": compile_it}
             torch._dynamo.reset()
-            run = self._prepared(form, what, images)
+            count = min(max(images, batch), len(self._labels))
+            run = self._prepared(form, what, count)
             run()  # allocation, choice of algorithm, compilation
-            tried.append(form | {"images_per_second": images / min(_seconds(run) for _ in range(3))})
+            tried.append(form | {"images_per_second": count / min(_seconds(run) for _ in range(3))})
 
         for number, (batch, layout) in enumerate(itertools.product(batches, (False, True))):
             if number < 2 or time.perf_counter() - began < 0.6 * seconds:
