@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +29,9 @@ from pyadjoint import (
 )
 
 from ctrlnet import ControlSpace, Network, Residual, low_order_operators, stencil_operators, tanh
+
+# Whatever starts several ranks does so through the launcher that does not wait for ever.
+os.environ["PATH"] = os.pathsep.join([str(Path(__file__).parent / "launcher"), os.environ.get("PATH", os.defpath)])
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +161,8 @@ def make_network():
             operators = low_order_operators if simplices or kind == "hexahedron" else stencil_operators
         D = operators(V)
         controls = ControlSpace(T, layers if control_cells is None else control_cells, D, features, degree)
-        return Network(D, controls, steps=layers, dynamics=Residual(activation), **settings)
+        settings.setdefault("dynamics", Residual(activation))
+        return Network(D, controls, steps=layers, **settings)
 
     return factory
 

@@ -16,7 +16,7 @@ IMAGES, FEATURES, LAYERS = 60_000, 8, 16
 @pytest.fixture
 def training(monkeypatch):
     """Return a factory of problems on one readout and 150 images in several chunks, one problem a memory limit."""
-    monkeypatch.setattr("ctrlnet.sample_average._CHUNK_BYTES", 1)
+    monkeypatch.setattr("ctrlnet.chunks._BYTES", 1)
 
     def factory(precision: str = "double", kind: str = "quadrilateral"):
         quadrilateral = kind == "quadrilateral"
@@ -54,15 +54,16 @@ def random_controls(problem: TrainingProblem, rng: np.random.Generator):
 @pytest.mark.parametrize("kind", ["quadrilateral", "triangle"])
 @pytest.mark.parametrize("precision", ["double", "single"])
 def test_recomputed_trajectories_give_the_same_derivatives(training, precision, kind):
-    """All trajectories kept, one chunk's at a time, a few states: the same arithmetic, so the same numbers."""
+    """All trajectories kept, some, one chunk's at a time, a few states: the same arithmetic, so the same numbers."""
     problems = training(precision, kind)
     everything = problems(2**31)
     rng = np.random.default_rng(2)
     controls, direction = random_controls(everything, rng), random_controls(everything, rng)
     found = []
-    for limit in (2**31, chunk_bytes(everything), 0):
+    some = 2 * chunk_bytes(everything)  # one chunk's kept, the others in one that they share
+    for limit, kept in ((2**31, chunks(everything)), (some, 1), (chunk_bytes(everything), 0), (0, 0)):
         problem = problems(limit)
-        assert problem.average.keeps_trajectories is (limit == 2**31)
+        assert problem.average.plan.kept == kept and problem.average.plan.keeps_all is (limit == 2**31)
         reduced_functional = problem.reduced_functional(*controls)
         value = reduced_functional(controls)
         gradient = reduced_functional.derivative()
@@ -89,11 +90,13 @@ def test_kept_trajectories_take_what_was_counted(training):
 
 
 def test_recomputation_is_counted_as_work(training):
-    """Propagating each chunk again costs one forward sweep a derivative, and the counter says so."""
+    """Propagating a chunk again costs its share of a forward sweep a derivative, and the counter says so."""
     problems = training()
     controls = random_controls(problems(0), np.random.default_rng(2))
     sweeps = []
-    for limit in (2**31, chunk_bytes(problems(0))):
+    one = chunk_bytes(problems(0))
+    share = problems(0).average.chunk_images / 150
+    for limit in (2**31, 2 * one, one):
         problem = problems(limit)
         reduced_functional = problem.reduced_functional(*controls)
         before = problem.work.copy()
@@ -102,7 +105,7 @@ def test_recomputation_is_counted_as_work(training):
         spent = problem.work - before
         size = (150, problem.network.operators.nodes, problem.network.steps)
         sweeps.append((spent.sweeps("forward", *size), spent.sweeps("adjoint", *size)))
-    assert sweeps == [(1, 1), (2, 1)]
+    assert np.allclose(sweeps, [(1, 1), (2 - share, 1), (2, 1)], rtol=1e-14)
 
 
 @pytest.mark.parametrize("precision, itemsize", [("double", 8), ("single", 4)])

@@ -8,7 +8,7 @@ from pyadjoint import taylor_to_dict
 from small import small_network, small_problem
 
 import ctrlnet as cn
-from ctrlnet.optimise import ClassifierProblem, InnerSolveError, ProjectedFunctional, QuasiNewton, classifier
+from ctrlnet.optimise import ClassifierProblem, InnerSolveError, Limits, ProjectedFunctional, TaoOptimiser, classifier
 
 
 def inner_problem(loss=None, count=60):
@@ -48,7 +48,7 @@ def test_the_classifiers_hessian_is_symmetric_positive_and_the_derivative_of_its
     ahead = inner.gradient(W + eps * d[:-1], beta + eps * d[-1])
     behind = inner.gradient(W - eps * d[:-1], beta - eps * d[-1])
     assert np.allclose((ahead - behind).ravel() / (2 * eps), H @ d.ravel(), atol=1e-8)
-    solved = inner.solve_hessian(W, beta, d)
+    solved = inner.hessian_solver(W, beta)(d)
     assert np.allclose(H @ solved.ravel(), d.ravel(), atol=1e-8)
 
 
@@ -112,7 +112,7 @@ def test_a_derivative_before_any_value_is_refused():
 def test_quasi_newton_lowers_the_objective_every_iteration_and_ends_at_the_limit():
     problem = small_problem()
     functional = ProjectedFunctional(problem, *problem.controls(np.random.default_rng(0))[:2])
-    solver = QuasiNewton(functional, 6, work=problem.work, loss=lambda: functional.solution.loss)
+    solver = TaoOptimiser(functional, limits=Limits(6))
     controls = solver.solve()
     objective = solver.history.column("objective")
     assert len(objective) == 7 and (np.diff(objective) < 0).all()
@@ -128,17 +128,17 @@ def test_no_iterations_evaluate_the_start():
     problem = small_problem()
     s, b, _, _ = problem.controls(np.random.default_rng(0))
     functional = ProjectedFunctional(problem, s, b)
-    solver = QuasiNewton(functional, 0)
+    solver = TaoOptimiser(functional, limits=Limits(0))
     result = solver.solve()
     assert len(solver.history.iterations) == 1
-    assert np.array_equal(result[0].dat.data_ro, s.dat.data_ro)
+    assert np.allclose(result[0].dat.data_ro, s.dat.data_ro, rtol=1e-14)
 
 
 def test_a_work_budget_ends_the_run_in_the_iteration_that_passes_it():
     problem = small_problem()
     functional = ProjectedFunctional(problem, *problem.controls(np.random.default_rng(0))[:2])
     sweep = 60 * problem.network.operators.nodes * problem.network.steps
-    solver = QuasiNewton(functional, 1000, work=problem.work, work_budget=12 * sweep)
+    solver = TaoOptimiser(functional, limits=Limits(1000, work=12 * sweep))
     solver.solve()
     assert solver.history.reason == "work budget"
     work = solver.history.column("work")
@@ -148,7 +148,7 @@ def test_a_work_budget_ends_the_run_in_the_iteration_that_passes_it():
 def test_a_relative_gradient_tolerance_ends_the_run():
     problem = small_problem(control_size=1e-1)
     functional = ProjectedFunctional(problem, *problem.controls(np.random.default_rng(0))[:2])
-    solver = QuasiNewton(functional, 200, relative_gradient=1e-2)
+    solver = TaoOptimiser(functional, limits=Limits(200, relative_gradient=1e-2))
     solver.solve()
     norms = solver.history.column("gradient_norm")
     assert solver.history.reason == "relative gradient tolerance"
@@ -186,7 +186,7 @@ def test_a_propagation_that_overflows_is_a_typed_error_and_the_optimiser_steps_b
             raise
 
     monkeypatch.setattr(ProjectedFunctional, "__call__", counted)
-    solver = QuasiNewton(functional, 5)
+    solver = TaoOptimiser(functional, limits=Limits(5))
     solver.solve()
     assert failures, "the trial steps must have overflowed"
     assert np.isfinite(solver.history.column("objective")).all()
@@ -218,10 +218,3 @@ def test_projected_value_and_derivative_do_not_depend_on_the_rank_count():
     for split, whole in zip(*figures, strict=True):
         difference = np.abs(split - whole).max() / np.abs(whole).max()
         assert MPI.COMM_WORLD.allreduce(float(difference), op=MPI.MAX) < 1e-8
-
-
-def test_iteration_limits_must_not_be_negative():
-    problem = small_problem()
-    functional = ProjectedFunctional(problem, *problem.controls()[:2])
-    with pytest.raises(ValueError, match="must not be negative, received -1"):
-        QuasiNewton(functional, -1)

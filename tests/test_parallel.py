@@ -9,6 +9,7 @@ import pytest
 from firedrake import (
     COMM_SELF,
     COMM_WORLD,
+    Ensemble,
     Function,
     FunctionSpace,
     Mesh,
@@ -34,6 +35,7 @@ from ctrlnet import (
     low_order_operators,
     propagate,
     stencil_operators,
+    train_level,
 )
 from ctrlnet.plain import layer_controls, layer_derivatives, propagate_plain
 
@@ -72,7 +74,22 @@ def in_order_of_place(function_or_cofunction, space):
     return values[np.lexsort(np.rint(places * 1e6).T)]
 
 
-def build_problem(comm, quadrilateral, coarse, **time):
+def propagation_numbers(network, annotation):
+    """State, gradient and Hessian product of a functional of Y(T), with Y0 among the controls."""
+    point = [*controls_of(network), smooth(network.state_space(2))]
+    direction = [0.1 * p for p in point[:2]] + [smooth(network.state_space(2), 1.0)]
+    direction = [Function(p.function_space()).assign(d) for p, d in zip(point, direction, strict=True)]
+    with annotation() as tape:
+        Y = propagate(network, *point)
+        J = ReducedFunctional(assemble(inner(Y, Y) ** 2 * dx), [Control(c) for c in point], tape=tape)
+    out = {"Y": in_order_of_place(Y, network.space)}
+    for what, parts in (("dJ", J.derivative()), ("H d", J.hessian(direction))):
+        out |= {f"{what} {n}": p.dat.data_ro.copy() for n, p in zip("sb", parts, strict=False)}
+        out[f"{what} Y0"] = in_order_of_place(parts[2], network.space)
+    return out
+
+
+def build_problem(comm, quadrilateral, coarse, ensemble=None, **time):
     network = build_network(comm, quadrilateral, **time)
     space = None
     if coarse:
@@ -82,7 +99,7 @@ def build_problem(comm, quadrilateral, coarse, **time):
     sample = Sample(rng.random((35, 8, 7)), rng.integers(0, K, 35), K)
     problem = TrainingProblem(
         Readout(network, K, space), sample, control_size=0.1, control_roughness=0.2, weights_gradient=0.1,
-        weights_size=0.05,
+        weights_size=0.05, ensemble=ensemble,
     )
     s, b = controls_of(network)
     W = smooth(problem.readout.weights_space)
@@ -112,14 +129,22 @@ def numbers(comm, *settings, **time):
     return out
 
 
-def assert_equal(mine, reference):
+def trained(comm, ensemble):
+    """The problem after some steps of quasi-Newton with the classifier projected out, and its controls."""
+    problem, (s, b, _, _) = build_problem(comm, True, True, ensemble)
+    result = train_level(problem, s, b, iterations=3)
+    return problem, result.s, result.b
+
+
+def assert_equal(mine, reference, tolerance=1e-12):
     """Collective: a rank that failed alone would leave the others waiting."""
     assert list(mine) == list(reference)
     for name, values in reference.items():
         size = np.abs(values).max()
         error = np.abs(mine[name] - values).max() / size
         error = COMM_WORLD.allreduce(float(error), op=MPI.MAX)
-        assert size > 0 and error <= 1e-12, f"{name} on {COMM_WORLD.size} ranks differs from one rank by {error:.1e}"
+        ranks = COMM_WORLD.size
+        assert size > 0 and error <= tolerance, f"{name} on {ranks} ranks differs from one rank by {error:.1e}"
 
 
 @on_ranks
@@ -128,6 +153,28 @@ def test_training_problem(quadrilateral):
     """J, its gradient and Hessian products through the reduced functional, W in the network's space or a coarse one."""
     for coarse in (False, True):
         assert_equal(numbers(COMM_WORLD, quadrilateral, coarse), numbers(COMM_SELF, quadrilateral, coarse))
+
+
+@on_ranks
+def test_images_split_over_an_ensemble():
+    """Members with a mesh each and their share of the images give the numbers of one rank, and the same work."""
+    ensemble = Ensemble(COMM_WORLD, 1)
+    assert_equal(numbers(ensemble.comm, False, True, ensemble=ensemble), numbers(COMM_SELF, False, True))
+    split, s, b = trained(ensemble.comm, ensemble)
+    alone, s_alone, b_alone = trained(COMM_SELF, None)
+    assert split.work.counts == alone.work.counts
+    # Iterations amplify round-off.
+    assert_equal({"s": s.dat.data_ro, "b": b.dat.data_ro}, {"s": s_alone.dat.data_ro, "b": b_alone.dat.data_ro}, 1e-8)
+
+
+@pytest.mark.parallel(nprocs=2)
+def test_bad_ensembles():
+    ensemble = Ensemble(COMM_WORLD, 1)
+    with pytest.raises(ValueError, match="Build the mesh with comm=ensemble.comm"):
+        build_problem(COMM_WORLD, True, True, ensemble=ensemble)
+    network = build_network(ensemble.comm, True)
+    with pytest.raises(ValueError, match="1 image.* cannot be shared out among 2 ensemble members"):
+        TrainingProblem(Readout(network, K), Sample(np.zeros((1, 8, 7)), np.array([0]), K), ensemble=ensemble)
 
 
 @on_ranks
