@@ -16,9 +16,15 @@ from ctrlnet.optimise.schur import draw_in_proportion
 LOSSES = [cn.SoftmaxCrossEntropy(), cn.LeastSquares()]
 
 
-def tiny(loss=None, count=24, **settings):
+STEPS = {
+    "Euler": dict(), "IMEX": dict(dynamics=cn.ReactionDiffusion(nu=0.4), integrator=cn.IMEX()),
+    "RungeKutta": dict(integrator=cn.RungeKutta()),
+}
+
+
+def tiny(loss=None, count=24, steps="Euler", **settings):
     """A problem with 62 unknowns, W included, at a random point."""
-    problem = small_problem(4, count, small_network(4, layers=2), loss=loss, **settings)
+    problem = small_problem(4, count, small_network(4, layers=2, **STEPS[steps]), loss=loss, **settings)
     rng = np.random.default_rng(1)
     point = problem.controls(rng, 0.3)
     for f in point[1:]:
@@ -82,8 +88,9 @@ def test_the_product_is_symmetric_semidefinite_and_j_transposed_h_j(loss):
     assert np.abs(G - expected).max() <= 1e-10 * scale, "G = J^T H J"
 
 
-def test_rows_are_the_gradients_of_single_images():
-    problem, point = tiny(count=40)
+@pytest.mark.parametrize("steps", ["Euler", "IMEX"])
+def test_rows_are_the_gradients_of_single_images(steps):
+    problem, point = tiny(count=40, steps=steps)
     S, b, W, beta = problem.arrays(*point)
     q = np.random.default_rng(0).standard_normal((3, 40))
     rows = GaussNewton(problem.average).rows(S, b, W, q)
@@ -178,6 +185,12 @@ def test_bad_settings_of_the_explicit_matrix_are_refused(settings):
     _, functional, coordinates = projected(cn.SoftmaxCrossEntropy())
     with pytest.raises(ValueError, match="1 <= directions <= 3.*received"):
         SchurGaussNewton(functional, coordinates, np.random.default_rng(0), **settings)
+
+
+def test_steps_without_each_images_derivative_have_no_explicit_matrix():
+    _, functional, coordinates = projected(cn.SoftmaxCrossEntropy(), steps="RungeKutta")
+    with pytest.raises(ValueError, match="each image's own derivative.*RungeKutta.*Residual"):
+        SchurGaussNewton(functional, coordinates, np.random.default_rng(0))
 
 
 def test_coordinates_are_orthonormal_in_the_metric():

@@ -32,7 +32,8 @@ class ImplicitExplicitSweep:
         self.explicit = explicit
         self._solve = solve
         self._solves: dict[float, LinearSolve] = {}
-        for name in ("table", "features", "dtype", "lanes", "image_block", "trajectory", "trajectory_bytes", "field"):
+        for name in ("table", "features", "dtype", "lanes", "image_block", "image_derivatives", "trajectory",
+                     "trajectory_bytes", "field"):
             setattr(self, name, getattr(explicit, name))
 
     def _implicit(self, h: float) -> LinearSolve:
@@ -76,6 +77,17 @@ class ImplicitExplicitSweep:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Run the adjoint of one step; see :meth:`FusedSweep.adjoint_layer`."""
         return self.adjoint(S, h, pair, lam)
+
+    def adjoint_each(
+        self, S: np.ndarray, h: np.ndarray, trajectory: Trajectory, lam: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Run :meth:`adjoint` with every image's derivative by itself; see :meth:`FusedSweep.adjoint_each`."""
+        parts = []
+        for k in reversed(range(len(h))):
+            step = slice(k, k + 1)
+            self._implicit(h[k])(lam, True)
+            parts.insert(0, self.explicit.adjoint_each(S[step], h[step], self._layer(trajectory, k), lam))
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
     def tangent(
         self, S: np.ndarray, dS: np.ndarray, db: np.ndarray, h: np.ndarray, trajectory: Trajectory, tangent: Trajectory

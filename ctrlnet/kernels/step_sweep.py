@@ -50,6 +50,8 @@ class StepSweep:
         inner run -> solver of its implicit stage, if the program has one.
     """
 
+    image_derivatives = False  # derivatives are sums over a chunk's images
+
     def __init__(
         self, program: Program, mesh: OnMesh, stages: int, solver: Callable[[Run], object] | None = None
     ):

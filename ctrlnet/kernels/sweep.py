@@ -105,6 +105,8 @@ class FusedSweep:
         ``"double"``, or ``"single"`` for float32 states and arithmetic; gradients are summed in double.
     """
 
+    image_derivatives = True  # there is an adjoint_each
+
     def __init__(self, table: StencilTable, features: int, activation: Activation, precision: str = "double"):
         if precision not in ("double", "single"):
             raise ValueError(f"precision must be 'double' or 'single', received {precision!r}.")

@@ -62,6 +62,11 @@ class SchurGaussNewton:
         Leading eigenvectors of each image's loss Hessian; 1 to K.
     damping
         Multiple of the mean diagonal entry that is added to the diagonal: what the draw did not see.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or the network's steps do not give each image's own derivative.
     """
 
     def __init__(
@@ -73,6 +78,13 @@ class SchurGaussNewton:
             raise ValueError(
                 f"The explicit Gauss-Newton matrix needs images >= 1, 1 <= directions <= {classes} and damping >= 0; "
                 f"received images={images!r}, directions={directions!r}, damping={damping!r}."
+            )
+        network = functional.problem.network
+        if not network.sweep.image_derivatives:
+            raise ValueError(
+                "The explicit Gauss-Newton matrix needs each image's own derivative, which the steps of "
+                f"{type(network.integrator).__name__} on {type(network.dynamics).__name__} do not give. Use Residual "
+                "with ForwardEuler, ReactionDiffusion with IMEX, or quasi-Newton without an initial Hessian."
             )
         self.functional, self.coordinates, self.rng = functional, coordinates, rng
         self.images, self.directions, self.damping = images, directions, damping
