@@ -55,6 +55,8 @@ class Readout:
         Space of W: C*K components at each readout node, the C-order flattening of ``W[c, k]``.
     bias_space
         Space of beta: K numbers, each rank its own copy.
+    nodes
+        Number of readout nodes, of all ranks.
     """
 
     def __init__(self, network: Network, classes: int, space=None):
@@ -68,6 +70,7 @@ class Readout:
         self.weights_space = VectorFunctionSpace(self.space.mesh(), self.space.ufl_element(), dim=C * classes)
         self.bias_space = VectorFunctionSpace(UnitIntervalMesh(1, comm=COMM_SELF), "DG", 0, dim=classes)
         self._same = self.space is network.space
+        self.nodes = self.space.dim()
         owned = self.space.dof_dset.size
         self._counts = np.array(self.comm.allgather(owned))
         self._first = int(self._counts[: self.comm.rank].sum())
@@ -79,7 +82,7 @@ class Readout:
     @property
     def features(self) -> int:
         """Number of features an image."""
-        return self.space.dim() * self.network.features
+        return self.nodes * self.network.features
 
     def functions(self) -> tuple[Function, Function]:
         """Return a zero classifier (W, beta)."""
@@ -103,7 +106,7 @@ class Readout:
     def _own(self, array: np.ndarray) -> np.ndarray:
         """Return this rank's rows of an array over readout nodes."""
         count = self._counts[self.comm.rank]
-        return array.reshape(self.space.dim(), -1)[self._first : self._first + count]
+        return array.reshape(self.nodes, -1)[self._first : self._first + count]
 
     def set_weights(self, target: Function | Cofunction, array: np.ndarray):
         """Write (features, K) into a Function of, or a Cofunction on, ``weights_space``; return it."""
@@ -130,11 +133,11 @@ class Readout:
             if self.comm.size == 1:
                 return None
             rows = self._first + np.arange(mass.size)
-            return sp.csr_matrix((mass, (rows, np.arange(mass.size))), shape=(self.space.dim(), mass.size))
+            return sp.csr_matrix((mass, (rows, np.arange(mass.size))), shape=(self.nodes, mass.size))
         with stop_annotating():
             matrix = assemble(interpolate(TrialFunction(self.space), self.network.space)).petscmat
         start, columns, values = matrix.getValuesCSR()
-        P = sp.csr_matrix((values, columns, start), shape=(mass.size, self.space.dim()))
+        P = sp.csr_matrix((values, columns, start), shape=(mass.size, self.nodes))
         return (sp.diags(mass) @ P).T.tocsr()
 
     @cached_property
@@ -150,14 +153,14 @@ class Readout:
         if self._restriction is None:
             F = self.network.operators.mass[:, None, None] * Y
         else:
-            F = self._restrict(Y, np.empty((self.space.dim(), *Y.shape[1:])))
+            F = self._restrict(Y, np.empty((self.nodes, *Y.shape[1:])))
             if self.comm.size > 1:
                 self.comm.Allreduce(MPI.IN_PLACE, F)
         return F.reshape(-1, Y.shape[-1])
 
     def restrict_adjoint(self, dF: np.ndarray, out: np.ndarray) -> None:
         """Write the adjoint state at time T, V*: dF (features, images) -> out (owned, C, images)."""
-        rows = dF.reshape(self.space.dim(), *out.shape[1:])
+        rows = dF.reshape(self.nodes, *out.shape[1:])
         if self._restriction is None:
             np.multiply(self.network.operators.mass[:, None, None], rows, out=out, casting="same_kind")
         else:
@@ -186,7 +189,7 @@ class Readout:
         rows = self._first + np.repeat(np.arange(start.size - 1), np.diff(start))
         parts = self.comm.allgather((rows, columns, values))
         rows, columns, values = (np.concatenate(p) for p in zip(*parts, strict=True))
-        return sp.csc_matrix((values, (rows, columns)), shape=(self.space.dim(),) * 2)
+        return sp.csc_matrix((values, (rows, columns)), shape=(self.nodes,) * 2)
 
     def prolong(self, W: Function, beta: Function, target: Readout) -> tuple[Function, Function]:
         """Return the classifier in another readout space: the same field, prolonged or interpolated."""

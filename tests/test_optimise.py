@@ -1,5 +1,7 @@
 """The classifier's convex solve, variable projection and quasi-Newton."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from firedrake.adjoint import MinimizationProblem, TAOSolver
@@ -11,8 +13,8 @@ import ctrlnet as cn
 from ctrlnet.optimise import ClassifierProblem, InnerSolveError, Limits, ProjectedFunctional, TaoOptimiser, classifier
 
 
-def inner_problem(loss=None, count=60):
-    problem = small_problem(count=count, loss=loss)
+def inner_problem(loss=None, count=60, **settings):
+    problem = small_problem(count=count, loss=loss, **settings)
     s, b, W, beta = problem.controls(np.random.default_rng(1), 0.3)
     features = problem.average.features(*problem.network.layers(s, b))
     matrix = problem.regularisation.weights_matrix
@@ -59,6 +61,30 @@ def test_every_preconditioner_leads_to_the_same_minimiser(whole, dense, monkeypa
     inner, W, beta = inner_problem()
     solution = inner.solve(W, beta, tolerance=1e-13)
     assert np.linalg.norm(inner.gradient(solution.W, solution.beta)) < 1e-7
+
+
+def test_a_classifier_of_the_scores_before_is_a_nearer_start_than_the_classifier_before():
+    inner, W, beta = inner_problem(weights_gradient=1e-5, weights_size=1e-5)
+    before = inner.solve(W, beta, tolerance=1e-13)
+    turn = np.eye(inner.features.values.shape[0]) + 0.05 * np.random.default_rng(2).standard_normal((W.shape[0],) * 2)
+    turned = ClassifierProblem(
+        replace(inner.features, values=turn @ inner.features.values), inner.regulariser, inner.ridge, inner.loss,
+        inner.comm)
+    least = turned.solve(W, beta, tolerance=1e-13).value
+
+    def above(W, beta):
+        *_, loss, penalty = turned._shortened(W, beta)
+        return loss + penalty - least
+
+    assert np.abs(before.scores - before.W.T @ inner.features.values - before.beta[:, None]).max() < 1e-12
+    assert above(*turned.with_scores(before.scores)) < 0.2 * above(before.W, before.beta)
+
+
+def test_features_out_of_range_are_refused_as_a_start():
+    inner, W, beta = inner_problem()
+    inner.features.values[:] = 1e200
+    with pytest.raises(InnerSolveError, match="out of range.*weights_size"), np.errstate(over="ignore"):
+        inner.with_scores(np.ones((beta.size, inner.features.values.shape[1])))
 
 
 def test_an_inner_solve_that_does_not_get_there_says_what_it_reached():

@@ -23,8 +23,9 @@ from ctrlnet.kernels.per_image import per_image
 __all__ = ["KernelSpec", "generate", "simd_text"]
 
 _BLOCK = 8  # features of one register block
-_TILE = (4, 6)  # features along the sides of a gradient tile
-_BATCH = 4  # rows of one class whose outer products are summed in registers
+_TILE = (4, 6)  # features along the sides of a gradient tile, neighbours' and own
+_WIDE_TILE = (2, 8)  # where it spans all own features: neighbours' rows, which come from farther, are read once
+_BATCH = 16  # rows of one class whose outer products are summed in registers
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,9 @@ static void contract(int m, const T *restrict table, V *restrict G, double *rest
 
 def _gradient_tile(spec: KernelSpec) -> str:
     """G[q][r][c] += sum over a batch of rows i and over images of left_q(i)[r] right_i[c], in register tiles."""
-    body = []
-    for r0, rows in _blocks(spec.features, _TILE[0]):
-        for c0, columns in _blocks(spec.features, _TILE[1]):
+    body, tile = [], _WIDE_TILE if _TILE[1] < spec.features <= _WIDE_TILE[1] else _TILE
+    for r0, rows in _blocks(spec.features, tile[0]):
+        for c0, columns in _blocks(spec.features, tile[1]):
             cells = [(r, c) for r in range(rows) for c in range(columns)]
             body.append("        {")
             body += [f"            V g{r}_{c} = g[{(r0 + r) * spec.features + c0 + c}];" for r, c in cells]

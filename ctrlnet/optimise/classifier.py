@@ -34,6 +34,9 @@ _INACTIVE = 0.1
 _SHORTENED = (1.0, 0.5, 0.25, 0.0)
 # A direction that takes more Krylov iterations than this has the Hessian factorised anew.
 _PATIENCE = 20
+_OUT_OF_RANGE = (
+    "The classifier's matrix could not be factorised ({}): the features are out of range. Use smaller controls, more "
+    "layers, or a larger weights_size.")
 
 
 class InnerSolveError(ArithmeticError):
@@ -45,11 +48,13 @@ class ClassifierSolution:
     r"""A minimiser with its certificate.
 
     ``decrement`` is half the squared Newton decrement at the last step, :math:`\frac12 g^T H^{-1} g`, the
-    quadratic model's estimate of :math:`\Phi - \Phi^*` before that step.
+    quadratic model's estimate of :math:`\Phi - \Phi^*` before that step. ``scores`` (K, images) are those of this
+    rank's images.
     """
 
     W: np.ndarray
     beta: np.ndarray
+    scores: np.ndarray
     value: float
     loss: float
     decrement: float
@@ -169,10 +174,7 @@ class ClassifierProblem:
             inverse, problem = None, str(error)
         worst = next((p for p in self.comm.allgather(problem) if p is not None), None)
         if worst is not None:
-            raise InnerSolveError(
-                f"The classifier's Hessian could not be factorised ({worst}): the features are out of range. "
-                "Use smaller controls, more layers, or a larger weights_size."
-            )
+            raise InnerSolveError(_OUT_OF_RANGE.format(worst))
         return inverse
 
     def _add_regulariser(self, block: np.ndarray) -> None:
@@ -272,6 +274,29 @@ class ClassifierProblem:
         self.inverse = self._factorise_or_fail(scores)
         return lambda rhs: self._newton_direction(scores, -rhs, rtol, 1000)[0]
 
+    def with_scores(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r"""Return the (W, beta) of nearly the given scores c, (K, images of this rank): a start for :meth:`solve`.
+
+        Where the features changed a little, the scores of the best classifier change less than it does itself.
+        Minimises :math:`\sum_i w_i |W^T F_i + \beta - c_i|^2 + \langle W, R W\rangle + \epsilon |\beta|^2`.
+
+        Raises
+        ------
+        InnerSolveError
+            If the features are out of range.
+        """
+        F = np.vstack([self.features.values, np.ones(scores.shape[1])])
+        weighted = F * self.features.weights
+        block, right = weighted @ F.T, weighted @ scores.T
+        self.comm.Allreduce(MPI.IN_PLACE, block)
+        self.comm.Allreduce(MPI.IN_PLACE, right)
+        self._add_regulariser(block)
+        try:
+            found = scipy.linalg.solve(block, right, assume_a="pos", overwrite_a=True)
+        except (np.linalg.LinAlgError, ValueError) as error:  # the same on every rank
+            raise InnerSolveError(_OUT_OF_RANGE.format(error)) from error
+        return found[:-1], found[-1]
+
     def _shortened(self, W: np.ndarray, beta: np.ndarray):
         """Return the best multiple of a start with its scores, loss and penalty."""
         scores, penalty, best = self._scores(W, beta), self._penalty(W, beta), None
@@ -327,7 +352,7 @@ class ClassifierProblem:
             beta += step * dbeta
             scores += step * change
             if decrement <= tolerance * (1 + before):
-                return ClassifierSolution(W, beta, loss + penalty, loss, decrement, newton, krylov)
+                return ClassifierSolution(W, beta, scores, loss + penalty, loss, decrement, newton, krylov)
         raise InnerSolveError(
             f"The classifier's Newton iteration stopped after {most_newton} steps with half the squared decrement "
             f"{decrement:.2e} (before: {last:.2e}), tolerance {tolerance * (1 + before):.2e}. Raise the regularisation "

@@ -41,7 +41,7 @@ class ProjectedFunctional(AbstractReducedFunctional):
     s, b
         Controls; their values are the starting point.
     W, beta
-        Start of the first inner solve. Later ones start from the last classifier.
+        Start of the first inner solve. Later ones start from the classifier of the last one's scores.
     inner_tolerance
         See :meth:`ClassifierProblem.solve`.
     riesz_map
@@ -117,7 +117,8 @@ class ProjectedFunctional(AbstractReducedFunctional):
             features, regularisation.weights_matrix, regularisation.ridge, average.loss, average.comm,
             inverse=None if self._inner is None else self._inner.inverse,
         )
-        self.solution = self._inner.solve(*self._start, tolerance=self._tolerance)
+        start = self._start if self.solution is None else self._inner.with_scores(self.solution.scores)
+        self.solution = self._inner.solve(*start, tolerance=self._tolerance)
         self._start = self.solution.W, self.solution.beta
         self._clock[0] += time.perf_counter() - began
         return AdjFloat(self.solution.value + regularisation.controls_value(*self._point))
@@ -186,9 +187,8 @@ class ProjectedFunctional(AbstractReducedFunctional):
         """Return the trace of each image's loss Hessian at the last evaluated controls, (n,), on every rank."""
         self._require_point()
         inner, average = self._inner, self.problem.average
-        scores = self.solution.W.T @ inner.features.values + self.solution.beta[:, None]
         own = np.einsum("ikk->i", image_hessians(
-            average.loss, scores, inner.features.labels, np.ones(inner.features.labels.size)))
+            average.loss, self.solution.scores, inner.features.labels, np.ones(inner.features.labels.size)))
         out = np.zeros(len(average.sample))
         for numbers, values in average.comm.allgather((inner.features.numbers, own)):
             out[numbers] = values

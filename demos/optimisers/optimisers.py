@@ -104,7 +104,7 @@ def joint(preset, euclidean=False):
 
 def projected(preset, initial=None, preconditioned=False, **settings):
     def make(**common):
-        functional = ProjectedFunctional(problem, *start[:2], inner_tolerance=1e-8)
+        functional = ProjectedFunctional(problem, *start[:2], inner_tolerance=1e-7)
         coordinates = Coordinates(problem, functional.names)
         if initial is not None:
             settings["initial_hessian"] = SchurGaussNewton(functional, coordinates, draws(), **initial)
@@ -125,7 +125,7 @@ def drawn(initial=None):
             functional, limits=limits, course=course, coordinates=coordinates, initial_hessian=first, refresh=10**6)
 
     def make(**common):
-        functional = ProjectedFunctional(problem, *start[:2], inner_tolerance=1e-8)
+        functional = ProjectedFunctional(problem, *start[:2], inner_tolerance=1e-7)
         schedule = SampleSchedule(min(arguments.draw, len(train)), growth=3.0, iterations=12)
         limits = Limits(10**6, work=arguments.newton_work * unit)
         return StochasticOptimiser(functional, draws(), schedule, solver=solver, limits=limits, **common)
