@@ -20,7 +20,9 @@ option                                   meaning
 ``tao_ntr_init_type``                    first radius: ``constant`` (``tao_trust0``), ``direction``
 =======================================  ==================================================================
 
-Limits and tolerances are the driver's arguments; ``-tao_monitor``, ``-tao_view`` and the like work as usual.
+Limits and tolerances are the driver's arguments, the relative residual of Krylov solves among them: TAO's own
+choices (Eisenstat and Walker's) give way to ``forcing``, a number or a function of the relative gradient norm r such
+as ``lambda r: min(0.5, r**0.5)``. ``-tao_monitor``, ``-tao_view`` and the like work as usual.
 """
 
 from __future__ import annotations
