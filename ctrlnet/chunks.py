@@ -10,7 +10,7 @@ from mpi4py import MPI
 from ctrlnet.image_split import ImageSplit
 from ctrlnet.sample import Sample
 
-__all__ = ["Chunk", "chunk_size", "chunks_of"]
+__all__ = ["Chunk", "Features", "chunk_size", "chunks_of"]
 
 _BYTES = 2**20  # of one state
 _MOST_BLOCKS = 8
@@ -28,6 +28,8 @@ class Chunk:
         Numbers in the sample.
     mine
         This rank's columns of the chunk.
+    own
+        Those columns' place among all images of this rank.
     labels, weights
         Classes of those images and their weights in the mean.
     """
@@ -36,6 +38,7 @@ class Chunk:
     start: int
     stop: int
     mine: slice
+    own: slice
     labels: np.ndarray
     weights: np.ndarray
 
@@ -43,6 +46,16 @@ class Chunk:
     def numbers(self) -> np.ndarray:
         """Numbers in the sample of this rank's images."""
         return np.arange(self.start, self.stop)[self.mine]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of this rank's images: ``values`` (features, images), labels, weights (1/n), numbers in the sample."""
+
+    values: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    numbers: np.ndarray
 
 
 def chunk_size(sweep, split: ImageSplit) -> int:
@@ -56,10 +69,12 @@ def chunk_size(sweep, split: ImageSplit) -> int:
 
 def chunks_of(sample: Sample, split: ImageSplit, size: int) -> list[Chunk]:
     """Return this member's images in chunks of at most ``size``."""
-    out = []
+    out, before = [], 0
     for number, start in enumerate(range(split.first, split.last, size)):
         stop = min(split.last, start + size)
         mine = split.share(stop - start)
         labels = sample.labels[start:stop][mine]
-        out.append(Chunk(number, start, stop, mine, labels, np.full(labels.size, 1.0 / len(sample))))
+        own = slice(before, before + labels.size)
+        before = own.stop
+        out.append(Chunk(number, start, stop, mine, own, labels, np.full(labels.size, 1.0 / len(sample))))
     return out

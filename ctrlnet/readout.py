@@ -69,7 +69,6 @@ class Readout:
         C = network.features
         self.weights_space = VectorFunctionSpace(self.space.mesh(), self.space.ufl_element(), dim=C * classes)
         self.bias_space = VectorFunctionSpace(UnitIntervalMesh(1, comm=COMM_SELF), "DG", 0, dim=classes)
-        self._same = self.space is network.space
         self.nodes = self.space.dim()
         owned = self.space.dof_dset.size
         self._counts = np.array(self.comm.allgather(owned))
@@ -126,12 +125,10 @@ class Readout:
     # Features of a chunk and their transpose.
 
     @cached_property
-    def _restriction(self) -> sp.csr_matrix | None:
-        """(readout nodes of all ranks) x (owned nodes): P^T M_L, or None where P is the identity."""
+    def _restriction(self) -> sp.csr_matrix:
+        """P^T M_L, (readout nodes of all ranks) x (owned nodes)."""
         mass = self.network.operators.mass
-        if self._same:
-            if self.comm.size == 1:
-                return None
+        if self.space is self.network.space:
             rows = self._first + np.arange(mass.size)
             return sp.csr_matrix((mass, (rows, np.arange(mass.size))), shape=(self.nodes, mass.size))
         with stop_annotating():
@@ -141,30 +138,25 @@ class Readout:
         return (sp.diags(mass) @ P).T.tocsr()
 
     @cached_property
-    def _restrict(self) -> RowProduct:
+    def restriction(self) -> RowProduct:
+        """The map :meth:`restrict` of one rank: (owned, C, images) -> (readout nodes, C, images) in double."""
         return RowProduct(self._restriction, self.network.sweep.dtype, np.float64, self.comm)
 
     @cached_property
-    def _restrict_adjoint(self) -> RowProduct:
+    def restriction_adjoint(self) -> RowProduct:
+        """The transpose of :attr:`restriction`, from double precision to the sweep's."""
         return RowProduct(self._restriction.T.tocsr(), np.float64, self.network.sweep.dtype, self.comm)
 
     def restrict(self, Y: np.ndarray) -> np.ndarray:
         """Return the features (features, images), in double, of a chunk Y (owned, C, images), summed over ranks."""
-        if self._restriction is None:
-            F = self.network.operators.mass[:, None, None] * Y
-        else:
-            F = self._restrict(Y, np.empty((self.nodes, *Y.shape[1:])))
-            if self.comm.size > 1:
-                self.comm.Allreduce(MPI.IN_PLACE, F)
+        F = self.restriction(Y, np.empty((self.nodes, *Y.shape[1:])))
+        if self.comm.size > 1:
+            self.comm.Allreduce(MPI.IN_PLACE, F)
         return F.reshape(-1, Y.shape[-1])
 
     def restrict_adjoint(self, dF: np.ndarray, out: np.ndarray) -> None:
         """Write the adjoint state at time T, V*: dF (features, images) -> out (owned, C, images)."""
-        rows = dF.reshape(self.nodes, *out.shape[1:])
-        if self._restriction is None:
-            np.multiply(self.network.operators.mass[:, None, None], rows, out=out, casting="same_kind")
-        else:
-            self._restrict_adjoint(rows, out)
+        self.restriction_adjoint(dF.reshape(self.nodes, *out.shape[1:]), out)
 
     # Regularisation and transfer.
 

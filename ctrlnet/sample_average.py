@@ -9,14 +9,13 @@ the memory limit; beyond it they are recomputed, chunk by chunk or layer by laye
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
 from firedrake import Ensemble
 from mpi4py import MPI
 
-from ctrlnet.chunks import Chunk, chunk_size, chunks_of
+from ctrlnet.chunks import Chunk, Features, chunk_size, chunks_of
 from ctrlnet.failures import PropagationError
 from ctrlnet.image_split import ImageSplit
 from ctrlnet.kernels import Trajectory, checkpointed_adjoint
@@ -31,16 +30,6 @@ __all__ = ["Features", "PropagationError", "SampleAverage"]
 
 # Trajectories beside those that are kept chunk by chunk: one that chunks share, one of two states, a tangent.
 _SHARED, _UNKEPT, _TANGENT = -3, -1, -2
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features of this rank's images: ``values`` (features, images), labels, weights (1/n), numbers in the sample."""
-
-    values: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
-    numbers: np.ndarray
 
 
 class SampleAverage:
@@ -106,7 +95,7 @@ class SampleAverage:
         fits = replacing is not None and replacing.chunk_images == self.chunk_images
         self._buffers: dict[int, Trajectory] = replacing._buffers if fits else {}
         self._lifted: set[int] = set()
-        self._kept_features: dict[int, np.ndarray] = {}
+        self._features: np.ndarray | None = None  # at the remembered point, where all trajectories are kept
         self._lambdas: dict[int, np.ndarray] = {}
         self._point: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -178,7 +167,8 @@ class SampleAverage:
         layers = self.network.steps if layers is None else layers
         self.work.add(kind, images, self.network.operators.nodes, layers)
 
-    def _propagate(self, chunk: Chunk, S: np.ndarray, b: np.ndarray, keep: bool) -> tuple[Trajectory, np.ndarray]:
+    def _at_start(self, chunk: Chunk, keep: bool) -> Trajectory:
+        """Return the storage of a chunk's trajectory with the initial state in it."""
         trajectory = self._trajectory(chunk, keep)
         # A trajectory that is kept for one chunk alone keeps its initial state too.
         stays = keep and self._stays(chunk)
@@ -186,12 +176,16 @@ class SampleAverage:
             self._lift(chunk, trajectory.initial)
         if stays:
             self._lifted.add(chunk.number)
+        return trajectory
+
+    def _propagate(self, chunk: Chunk, S: np.ndarray, b: np.ndarray, keep: bool) -> tuple[Trajectory, np.ndarray]:
+        trajectory = self._at_start(chunk, keep)
         final = self.network.sweep.forward(S, b, self.network.step_sizes, trajectory)
         return trajectory, final
 
     def trajectories(self, S: np.ndarray, b: np.ndarray) -> Iterator[tuple[Chunk, Trajectory]]:
         """Yield every chunk with its trajectory at (S, b), kept from the last evaluation where possible."""
-        known = self._point is not None and all(map(np.array_equal, self._point, (S, b)))
+        known = self._knows(S, b)
         if not known:
             self._forget()
         self.count("forward", images=self._repropagated if known else len(self.sample))
@@ -204,20 +198,17 @@ class SampleAverage:
         F = self.readout.restrict(state)[:, : chunk.stop - chunk.start]
         return np.asarray(F, dtype=float)
 
-    def _final_features(self, chunk: Chunk, state: np.ndarray) -> np.ndarray:
-        """Return the features of a chunk at the remembered point, from the value's pass where they were kept."""
-        kept = self._kept_features.get(chunk.number)
-        return self.chunk_features(chunk, state) if kept is None else kept
-
     @cached_property
     def _own_images(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels, weights and numbers of all images of this rank."""
         return tuple(np.concatenate([getattr(chunk, what) for chunk in self._chunks])
                      for what in ("labels", "weights", "numbers"))
 
+    def _knows(self, S: np.ndarray, b: np.ndarray) -> bool:
+        return self._point is not None and all(map(np.array_equal, self._point, (S, b)))
+
     def _forget(self) -> None:
-        self._point = None
-        self._kept_features.clear()
+        self._point = self._features = None
 
     def remember(self, S: np.ndarray, b: np.ndarray) -> None:
         self._point = (S.copy(), b.copy())
@@ -249,20 +240,32 @@ class SampleAverage:
         PropagationError
             If a state is not finite.
         """
-        self._forget()
-        self.count("forward")
-        parts = []
-        for chunk in self._chunks:
-            _, final = self._propagate(chunk, S, b, keep and self.snapshots is None)
-            F = self.chunk_features(chunk, final)
-            if keep and self._stays(chunk):
-                self._kept_features[chunk.number] = F
-            parts.append(F[:, chunk.mine])
+        if keep and self._fused:
+            self._forget()
+            self.count("forward")
+            starts, h = [self._at_start(chunk, True) for chunk in self._chunks], self.network.step_sizes
+            values = self.network.sweep.forward_chunks(S, b, h, starts, self.readout.restriction)
+            values = values[:, : self._own_images[0].size]
+        else:
+            values = np.concatenate(list(self._features_of_chunks(S, b, keep)), axis=1)
+        self.check_finite(values.sum())
         if keep:
             self.remember(S, b)
-        result = Features(np.concatenate(parts, axis=1), *self._own_images)
-        self.check_finite(np.abs(result.values).sum())
-        return result
+            self._features = values if self.plan.keeps_all else None
+        return Features(values, *self._own_images)
+
+    @cached_property
+    def _fused(self) -> bool:
+        """Whether all chunks run in one call of the kernels, to their features and back."""
+        return self.plan.keeps_all and self.network.sweep.fuses_chunks
+
+    def _features_of_chunks(self, S: np.ndarray, b: np.ndarray, keep: bool) -> Iterator[np.ndarray]:
+        """Propagate the sample; yield the features of this rank's images of each chunk."""
+        self._forget()
+        self.count("forward")
+        for chunk in self._chunks:
+            _, final = self._propagate(chunk, S, b, keep and self.snapshots is None)
+            yield self.chunk_features(chunk, final)[:, chunk.mine]
 
     def check_finite(self, number: float) -> None:
         if not self.comm.allreduce(bool(np.isfinite(number)), op=MPI.LAND):
@@ -274,16 +277,11 @@ class SampleAverage:
 
     def value(self, S: np.ndarray, b: np.ndarray, W: np.ndarray, beta: np.ndarray) -> float:
         """Return the average loss. Raises :class:`PropagationError` if it is not finite."""
-        self._forget()
-        self.count("forward")
-        parts = []
-        for chunk in self._chunks:
-            _, final = self._propagate(chunk, S, b, self.snapshots is None)
-            F = self.chunk_features(chunk, final)
-            if self._stays(chunk):
-                self._kept_features[chunk.number] = F
-            parts.append(W.T @ F[:, chunk.mine])
-        total = self.loss.value(np.concatenate(parts, axis=1) + beta[:, None], *self._own_images[:2])
+        if self.plan.keeps_all:
+            scores = W.T @ self.features(S, b).values
+        else:
+            scores = np.concatenate([W.T @ F for F in self._features_of_chunks(S, b, True)], axis=1)
+        total = self.loss.value(scores + beta[:, None], *self._own_images[:2])
         self.check_finite(total)
         self.remember(S, b)
         return self.comm.allreduce(total)
@@ -291,19 +289,29 @@ class SampleAverage:
     def gradient(self, S: np.ndarray, b: np.ndarray, W: np.ndarray, beta: np.ndarray, with_weights: bool = True):
         """Return the derivatives with respect to S, b, W and beta (the last two None without weights)."""
         gS, gb, gW, gbeta = np.zeros(S.shape), np.zeros(b.shape), np.zeros(W.shape), np.zeros(beta.shape)
+        known = self._features if self._knows(S, b) else None
+
+        def scores_adjoint(chunk: Chunk, final: np.ndarray | None) -> np.ndarray:
+            F = self.chunk_features(chunk, final)[:, chunk.mine] if known is None else known[:, chunk.own]
+            dscores = self.loss.gradient(W.T @ F + beta[:, None], chunk.labels, chunk.weights)
+            if with_weights:
+                np.add(gW, F @ dscores.T, out=gW)
+                np.add(gbeta, dscores.sum(axis=1), out=gbeta)
+            return dscores
 
         def final_adjoint(chunk: Chunk, final: np.ndarray) -> np.ndarray:
-            F = self._final_features(chunk, final)
-            mine, labels, weights = chunk.mine, chunk.labels, chunk.weights
-            dscores = self.loss.gradient(W.T @ F[:, mine] + beta[:, None], labels, weights)
-            if with_weights:
-                np.add(gW, F[:, mine] @ dscores.T, out=gW)
-                np.add(gbeta, dscores.sum(axis=1), out=gbeta)
-            return self.adjoint_state(self.split.whole_chunk(dscores), W)
+            return self.adjoint_state(self.split.whole_chunk(scores_adjoint(chunk, final)), W)
 
-        for part_S, part_b in self._chunk_gradients(S, b, final_adjoint):
-            gS += part_S
-            gb += part_b
+        if known is not None and self._fused:
+            self.count("adjoint")
+            dscores = np.concatenate([scores_adjoint(chunk, None) for chunk in self._chunks], axis=1)
+            kept = [self._trajectory(chunk, True) for chunk in self._chunks]
+            gS, gb = self.network.sweep.adjoint_chunks(
+                S, self.network.step_sizes, kept, self.readout.restriction_adjoint, W @ dscores)
+        else:
+            for part_S, part_b in self._chunk_gradients(S, b, final_adjoint):
+                gS += part_S
+                gb += part_b
         self.split.sum(gS, gb, gW, gbeta)
         self.check_finite(gS.sum() + gb.sum())
         return (gS, gb, gW, gbeta) if with_weights else (gS, gb, None, None)

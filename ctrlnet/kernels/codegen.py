@@ -311,66 +311,6 @@ def _second_order(spec: KernelSpec) -> str:
     )
 
 
-_LAYERS = """
-/* A trajectory: states and kept quantities of the layers, with their distances in vectors. */
-typedef struct { V *states, *kept; ptrdiff_t state, keep; int rows; } trajectory;
-#define STATE(t, k) ((t)->states + ((k) % (t)->rows) * (t)->state)
-#define KEPT(t, k) ((t)->kept && (k) >= 0 ? (t)->kept + (k) * (t)->keep : 0)
-
-void forward_layers(int first, int last, const pattern *p, int nv, const T *h, const T *S, const T *b,
-                    const trajectory *y) {
-    for (int k = first; k < last; k++)
-        forward(p, nv, h[k], S + (size_t)k * J * CC, b + k * C, STATE(y, k), STATE(y, k + 1), KEPT(y, k));
-}
-void tangent_layers(int first, int last, const pattern *p, int nv, const T *h, const T *S, const T *dS, const T *db,
-                    const trajectory *y, const trajectory *dy) {
-    for (int k = first; k < last; k++)
-        tangent(p, nv, h[k], S + (size_t)k * J * CC, dS + (size_t)k * J * CC, db + k * C, STATE(y, k), KEPT(y, k),
-                STATE(dy, k), STATE(dy, k + 1), KEPT(dy, k));
-}
-/* mu of layer k is row k % 2 of a pair of fields. */
-void adjoint_layers(int first, int last, const pattern *p, int nv, const T *h, const T *S, const trajectory *y,
-                    V *mu, V *lambda, double *gS, double *gb) {
-    const size_t field = (size_t)p->nodes * C * nv;
-    for (int k = last - 1; k >= first; k--)
-        adjoint(p, nv, h[k], S + (size_t)k * J * CC, STATE(y, k), mu + k % 2 * field, lambda, KEPT(y, k - 1),
-                mu + (k + 1) % 2 * field, gS + (size_t)k * J * CC, gb + k * C);
-}
-void second_order_layers(int first, int last, const pattern *p, int nv, const T *h, const T *S, const T *dS,
-                         const trajectory *y, const trajectory *dy, V *mu, V *dmu, V *lambda, V *dlambda,
-                         double *gS, double *gb) {
-    const size_t field = (size_t)p->nodes * C * nv;
-    for (int k = last - 1; k >= first; k--)
-        second_order(p, nv, h[k], S + (size_t)k * J * CC, dS + (size_t)k * J * CC, STATE(y, k), STATE(dy, k),
-                     mu + k % 2 * field, dmu + k % 2 * field, lambda, dlambda, KEPT(y, k - 1), KEPT(dy, k - 1),
-                     mu + (k + 1) % 2 * field, dmu + (k + 1) % 2 * field, gS + (size_t)k * J * CC, gb + k * C);
-}
-
-/* The adjoint with every image's gradient by itself; G is a field of tiles, all zero. */
-void each_layers(int first, int last, const pattern *p, int nv, const T *h, const T *S, const trajectory *y,
-                 V *mu, V *lambda, V *G, V *gS, V *gb) {
-    const size_t field = (size_t)p->nodes * C * nv;
-    for (int k = last - 1; k >= first; k--) {
-        each(p, nv, STATE(y, k), mu + k % 2 * field, G, gS + (size_t)k * J * CC * nv, gb + (size_t)k * C * nv);
-        pull(p, nv, h[k], S + (size_t)k * J * CC, mu + k % 2 * field, lambda, KEPT(y, k - 1),
-             mu + (k + 1) % 2 * field);
-    }
-}
-
-void seed(size_t n, const V *restrict kept, const V *restrict lambda, V *restrict mu) {
-    for (size_t e = 0; e < n; e++) mu[e] = slope(kept[e]) * lambda[e];
-}
-void seed_second_order(size_t n, const V *restrict kept, const V *restrict dZ, const V *restrict lambda,
-                       const V *restrict dlambda, V *restrict mu, V *restrict dmu) {
-    for (size_t e = 0; e < n; e++) {
-        const V s = slope(kept[e]);
-        mu[e] = s * lambda[e];
-        dmu[e] = s * dlambda[e] + curvature(kept[e]) * dZ[e] * lambda[e];
-    }
-}
-"""
-
-
 def _per_image(spec: KernelSpec) -> str:
     return per_image(
         spec.features, _blocks(spec.features, _TILE[0]), _adjoint_body(spec),
@@ -380,4 +320,5 @@ def _per_image(spec: KernelSpec) -> str:
 def generate(spec: KernelSpec) -> str:
     """Return the C translation unit of all sweeps for one specification."""
     parts = (_prelude, _forward, _adjoint, _tangent, _second_order, _per_image)
-    return "\n".join(part(spec) for part in parts) + _LAYERS
+    layers = importlib.resources.files("ctrlnet.kernels").joinpath("layers.c.in").read_text()
+    return "\n".join([*(part(spec) for part in parts), layers])

@@ -28,6 +28,8 @@ class ImplicitExplicitSweep:
         h -> the maps :math:`G^{-1}` and :math:`G^{-T}` of a step of that size, on fields of a chunk.
     """
 
+    fuses_chunks = False  # each layer's solve is a call of its own
+
     def __init__(self, explicit: FusedSweep, solve: Callable[[float], LinearSolve]):
         self.explicit = explicit
         self._solve = solve

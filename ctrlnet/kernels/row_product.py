@@ -12,9 +12,15 @@ from mpi4py import MPI
 
 from ctrlnet.kernels.compile import compile_text
 
-__all__ = ["RowProduct"]
+__all__ = ["ReadoutArgument", "RowProduct"]
 
 _C_NAMES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+
+
+class ReadoutArgument(ctypes.Structure):
+    """What kernels take that apply a product themselves."""
+
+    _fields_ = [("rows", ctypes.c_int)] + [(n, ctypes.c_void_p) for n in ("start", "column", "value", "product")]
 
 
 class RowProduct:
@@ -39,6 +45,8 @@ class RowProduct:
         text = f"#define IN {_C_NAMES[self._source]}\n#define OUT {_C_NAMES[self._target]}\n"
         text += importlib.resources.files("ctrlnet.kernels").joinpath("row_product.c.in").read_text()
         self._library = compile_text(text, "the sparse row product", comm)
+        product = ctypes.cast(self._library.row_product, ctypes.c_void_p)
+        self.c_struct = ReadoutArgument(self.shape[0], *self._matrix, product)
 
     def __call__(self, x: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Write A x into ``out``: x (columns, ...) -> out (rows, ...), both contiguous; return ``out``."""

@@ -51,6 +51,7 @@ class StepSweep:
     """
 
     image_derivatives = False  # derivatives are sums over a chunk's images
+    fuses_chunks = False
 
     def __init__(
         self, program: Program, mesh: OnMesh, stages: int, solver: Callable[[Run], object] | None = None

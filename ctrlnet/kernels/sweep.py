@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +13,7 @@ from mpi4py import MPI
 from ctrlnet.activations import Activation
 from ctrlnet.kernels.codegen import KernelSpec
 from ctrlnet.kernels.compile import compile_kernels
+from ctrlnet.kernels.row_product import RowProduct
 from ctrlnet.kernels.stencil_table import Pattern, StencilTable
 
 __all__ = ["FusedSweep", "Trajectory", "aligned_zeros"]
@@ -106,6 +108,11 @@ class FusedSweep:
     """
 
     image_derivatives = True  # there is an adjoint_each
+
+    @property
+    def fuses_chunks(self) -> bool:
+        """Whether :meth:`forward_chunks` and :meth:`adjoint_chunks` work: there are no ghosts to fetch."""
+        return self.table.halo.comm.size == 1
 
     def __init__(self, table: StencilTable, features: int, activation: Activation, precision: str = "double"):
         if precision not in ("double", "single"):
@@ -206,6 +213,70 @@ class FusedSweep:
             self.table.halo.update(mu[(last - 1) % 2])
             self._run("adjoint_layers", first, last, self.table.transposed, trajectory.images, *arguments)
         return gS * h[:, None, None, None], gb * h[:, None]
+
+    # Several chunks in one call: between small ones the time outside of the kernels would count.
+
+    def _chunks(self, trajectories: Sequence[Trajectory], pattern: Pattern, layers: int) -> tuple:
+        """Return the arguments that both passes begin with, and the pointers to the trajectories."""
+        pointers = (ctypes.c_void_p * len(trajectories))(*(ctypes.addressof(t.c_struct) for t in trajectories))
+        vectors = trajectories[0].images // self.lanes
+        return (ctypes.c_int(len(trajectories)), ctypes.c_int(layers), ctypes.byref(self._arguments[id(pattern)]),
+                ctypes.c_int(vectors)), pointers
+
+    def forward_chunks(
+        self, S: np.ndarray, b: np.ndarray, h: np.ndarray, trajectories: Sequence[Trajectory], readout: RowProduct
+    ) -> np.ndarray:
+        """Propagate the initial states of trajectories of equally many images and read their final states out.
+
+        Parameters
+        ----------
+        readout
+            The map from fields (owned nodes, C, images) to features (readout nodes, C, images) in double precision.
+
+        Returns
+        -------
+        numpy.ndarray
+            The features (readout nodes * C, chunks * images).
+        """
+        sizes, pointers = self._chunks(trajectories, self.table.forward, len(h))
+        images = trajectories[0].images
+        features = np.empty((len(trajectories), readout.shape[0] * self.features, images))
+        coefficients = [self._cast(h), self._inputs_first(S), self._cast(b)]
+        self._library.forward_chunks(
+            *sizes, *map(_pointer, coefficients), pointers, ctypes.byref(readout.c_struct), _pointer(features))
+        return features.transpose(1, 0, 2).reshape(features.shape[1], -1)
+
+    def adjoint_chunks(
+        self, S: np.ndarray, h: np.ndarray, trajectories: Sequence[Trajectory], readout: RowProduct,
+        dfeatures: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Run the transposed sweep of several trajectories from the adjoint of their features.
+
+        Parameters
+        ----------
+        readout
+            The transpose of that of :meth:`forward_chunks`.
+        dfeatures
+            Shape (readout nodes * C, images), in double precision; the last chunk may have fewer images than columns.
+
+        Returns
+        -------
+        gS, gb
+            As :meth:`adjoint`, the sum over the chunks.
+        """
+        sizes, pointers = self._chunks(trajectories, self.table.transposed, len(h))
+        chunks, images = len(trajectories), trajectories[0].images
+        padded = np.zeros((len(dfeatures), chunks * images))
+        padded[:, : dfeatures.shape[1]] = dfeatures
+        by_chunk = np.ascontiguousarray(padded.reshape(-1, chunks, images).transpose(1, 0, 2))
+        gS, gb = np.zeros((chunks, *S.shape)), np.zeros((chunks, len(h), self.features))
+        mu, (lam, _) = self._scratch(images, 2)
+        coefficients = [self._cast(h), self._cast(S)]
+        self._library.adjoint_chunks(
+            *sizes, *map(_pointer, coefficients), pointers, ctypes.byref(readout.c_struct),
+            ctypes.c_int(readout.shape[1]), *map(_pointer, (by_chunk, mu, lam, gS, gb)))
+        # Chunk by chunk, as where they are run one by one: the same numbers whatever the memory allows.
+        return (gS * h[:, None, None, None]).sum(axis=0), (gb * h[:, None]).sum(axis=0)
 
     def adjoint_layer(
         self, S: np.ndarray, h: np.ndarray, pair: Trajectory, lam: np.ndarray

@@ -39,6 +39,7 @@ class _TimedLibrary:
             function(*arguments)
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
 
+        setattr(self, name, timed)  # the next call finds it without coming here
         return timed
 
 
@@ -81,7 +82,7 @@ class CtrlnetNetwork:
         weights = 0.01 * rng.standard_normal((readout.features, 10))
         readout.set_weights(W, weights)
         beta.dat.data[:] = 0.01 * rng.standard_normal(beta.dat.data_ro.shape)
-        for kernels in (network.sweep, readout._restrict, readout._restrict_adjoint) if coarse else (network.sweep,):
+        for kernels in (network.sweep, readout.restriction, readout.restriction_adjoint):
             kernels._library = _TimedLibrary(kernels._library, self._kernel_seconds)
         point = (s, b, W, beta)
         self._built[key] = problem, problem.reduced_functional(*point), point
@@ -98,8 +99,8 @@ class CtrlnetNetwork:
         self._built.clear()
 
     def measure(self, key: str) -> dict:
-        """Time one value and one gradient of the reduced functional, and the kernels inside both."""
-        _, reduced_functional, point = self._built[key]
+        """Time one value and one gradient of the reduced functional, the kernels inside both, and the sweeps alone."""
+        problem, reduced_functional, point = self._built[key]
         COMM_WORLD.barrier()
         self._kernel_seconds.clear()
         began = time.perf_counter()
@@ -107,7 +108,21 @@ class CtrlnetNetwork:
         middle = time.perf_counter()
         reduced_functional.derivative()
         ended = time.perf_counter()
-        return {"forward": middle - began, "gradient": ended - middle, "kernels": dict(self._kernel_seconds)}
+        found = {"forward": middle - began, "gradient": ended - middle, "kernels": dict(self._kernel_seconds)}
+        self._kernel_seconds.clear()
+        self._sweep_chunks(problem, point)
+        return found | {"sweeps": dict(self._kernel_seconds)}
+
+    @staticmethod
+    def _sweep_chunks(problem, point) -> None:
+        """Run the forward and the adjoint sweep of each chunk by itself, without the readout."""
+        average, network = problem.average, problem.network
+        S, b, W, _ = problem.arrays(*point)
+        for chunk in average._chunks:
+            trajectory = average._at_start(chunk, True)
+            network.sweep.forward(S, b, network.step_sizes, trajectory)
+            lam = average.adjoint_state(np.ones((W.shape[1], chunk.stop - chunk.start)), W)
+            network.sweep.adjoint(S, network.step_sizes, trajectory, lam)
 
     def peak_bytes(self) -> int:
         """Return the largest resident memory of this process so far."""

@@ -48,10 +48,14 @@ def _ours(round_: dict, precision: str, ranks: int, what: str, side: str = "ctrl
     return max(sum(rank[p] for p in parts) for rank in round_[side][precision, ranks])
 
 
-def _kernels(round_: dict, precision: str, *names: str) -> float:
-    """Seconds inside the named kernels (default: all) on one rank."""
-    seconds = round_["ctrlnet"][precision, 1][0]["kernels"]
-    return sum(seconds[name] for name in names or seconds)
+def _kernels(round_: dict, precision: str) -> float:
+    """Seconds inside the kernels of one value and gradient, on one rank."""
+    return sum(round_["ctrlnet"][precision, 1][0]["kernels"].values())
+
+
+def _sweeps(round_: dict, precision: str, *names: str) -> float:
+    """Seconds inside the named kernels of one forward and one adjoint sweep over the sample, on one rank."""
+    return sum(round_["ctrlnet"][precision, 1][0]["sweeps"][name] for name in names)
 
 
 def _median(run: dict, of: Callable[[dict], float]) -> float:
@@ -150,13 +154,11 @@ def _run_figures(run: dict, features: int, images: int, layers: int) -> dict[str
                 _ours(r, p, 1, "gradient") / _ours(r, p, 2, "gradient", "mesh_split")))
         out[f"outside_kernels{end}"] = _median(run, lambda r, p=p: 1 - _kernels(r, p) / _ours(r, p, 1, "gradient"))
         out[f"matmul_share{end}"] = _median(
-            run, lambda r, p=p: 2 * flops / _kernels(r, p, "adjoint_layers", "seed") / _matmul(r, p))
-        # The forward kernel also runs inside the derivative where trajectories are recomputed.
-        runs = 2 - _kept_share(run, p)
-        for kernel, count in (("forward", runs), ("adjoint", 1)):
-            work = count * flops * _FIELDS[kernel] / 3  # the adjoint does twice the forward's on twice the fields
-            traffic = count * _FIELDS[kernel] * _field_bytes(run, p, features, images, layers)
-            seconds = _median(run, lambda r, k=kernel, p=p: _kernels(r, p, f"{k}_layers"))
+            run, lambda r, p=p: 2 * flops / _sweeps(r, p, "adjoint_layers", "seed") / _matmul(r, p))
+        for kernel in ("forward", "adjoint"):
+            work = flops * _FIELDS[kernel] / 3  # the adjoint does twice the forward's on twice the fields
+            traffic = _FIELDS[kernel] * _field_bytes(run, p, features, images, layers)
+            seconds = _median(run, lambda r, k=kernel, p=p: _sweeps(r, p, f"{k}_layers"))
             out[f"gflops_{kernel}{end}"] = work / seconds / 1e9
             out[f"gbytes_{kernel}{end}"] = traffic / seconds / 1e9
         out[f"gflops_matmul{end}"] = _median(run, lambda r, p=p: _matmul(r, p)) / 1e9
