@@ -121,5 +121,6 @@ class Network:
 
     def lift_images(self, nodal: np.ndarray, out: np.ndarray) -> None:
         """Write Y(0) = lift * image: nodal (owned, images) -> out (owned, C, images or more)."""
-        out[:, :, : nodal.shape[1]] = self.lift[:, None] * nodal[:, None, :]
+        lift = self.lift.astype(out.dtype)[:, None]
+        np.multiply(lift, nodal[:, None, :], out=out[:, :, : nodal.shape[1]], casting="same_kind")
         out[:, :, nodal.shape[1] :] = 0.0

@@ -141,19 +141,15 @@ class SampleAverage:
     # Chunks.
 
     @cached_property
-    def _nodal(self) -> np.ndarray:
-        """Nodal values of this member's images, (owned, images), in the sweep's precision."""
-        first, sweep = self.split.first, self.network.sweep
-        out = np.empty((sweep.table.owned, self.split.last - first), dtype=sweep.dtype)
-        for chunk in self._chunks:
-            values = self._projection(self.sample.values(chunk.start, chunk.stop))
-            out[:, chunk.start - first : chunk.stop - first] = values
-        return out
+    def _nodal(self) -> list[np.ndarray]:
+        """Nodal values of this member's images, (owned, images) of each chunk, in the sweep's precision."""
+        dtype = self.network.sweep.dtype
+        return [np.ascontiguousarray(self._projection(self.sample.values(c.start, c.stop)), dtype=dtype)
+                for c in self._chunks]
 
     def _lift(self, chunk: Chunk, out: np.ndarray) -> None:
         """Write the initial state of a chunk."""
-        first = self.split.first
-        self.network.lift_images(self._nodal[:, chunk.start - first : chunk.stop - first], out)
+        self.network.lift_images(self._nodal[chunk.number], out)
 
     def _trajectory(self, chunk: Chunk, keep: bool) -> Trajectory:
         key = (chunk.number if self._stays(chunk) else _SHARED) if keep else _UNKEPT

@@ -156,7 +156,7 @@ class CtrlnetNetwork:
         X = Function(VectorSpace(V.mesh(), V.ufl_element())).interpolate(SpatialCoordinate(V.mesh()))
         S, b, W, beta = point
         return {
-            "places": X.dat.data_ro.copy(), "nodal": np.array(problem.average._nodal, dtype=float),
+            "places": X.dat.data_ro.copy(), "nodal": np.concatenate(problem.average._nodal, axis=1, dtype=float),
             "labels": problem.average.sample.labels, "S": S, "b": b, "W": W, "beta": beta, "loss": loss, "gS": gS,
             "gb": gb, "gW": gW, "gbeta": gbeta, "step": float(network.step_sizes[0]), "side": SIDE,
         }
