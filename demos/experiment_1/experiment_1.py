@@ -1,8 +1,8 @@
 r"""Experiment 1 of the seed: train on one mesh, classify on others.
 
-A reaction-diffusion network :math:`\dot Y = \sigma(\sum_j s_j(t) D_j Y + b(t)) + \nu\Delta Y` is trained on digits of
-28x28 pixels, of 14x14 pixels, or on all meshes at once, one drawn for each mini-batch. Then it classifies digits at
-resolutions it was not trained for, with its kernels
+A reaction-diffusion network :math:`\dot Y = \sigma(\sum_j s_j(t) D_j Y + b(t)) + \nu\Delta Y` is trained on a 28x28
+mesh, on a 14x14 mesh, or on all meshes at once, one drawn for each mini-batch. Then it classifies digits at resolutions
+it was not trained for, with its kernels
 
 * *rediscretised*: the same coefficients, operators assembled on the other mesh,
 * *Galerkin*: :math:`R K P` to a coarser mesh, the solution of the small linear system to a finer one,
@@ -13,6 +13,11 @@ resolutions it was not trained for, with its kernels
 Run it with ``python demos/experiment_1/experiment_1.py``, under MPI with ``mpiexec -n 2 python ...``; it takes the
 shipped sample, or all of MNIST with ``--data folder``. The seed, E. Haber and L. Ruthotto, "Convolution neural nets
 meet PDE's", SIAM CSE 2017, has 82 % on the coarse mesh. Training images are shifted by up to one pixel, as is usual.
+
+What carries best between scales is the default here: diffusion in the state equation; all nine operators where every
+mesh is trained on, since high-order ones carry only if trained to; the low-order four where one mesh is, and a share of
+its mini-batches blurred to the resolution of coarser ones (``--blur 0``: none), since an average of pixels is another
+image, whatever the kernels do.
 """
 
 import argparse
@@ -27,7 +32,10 @@ parser.add_argument("--layers", type=int, default=6)
 parser.add_argument("--time", type=float, default=4.0, help="final time T")
 parser.add_argument("--diffusion", type=float, default=1.0, help="nu, in squared pixels per unit of time")
 parser.add_argument("--operators", choices=["stencil", "low"], default="stencil",
-                    help="all nine of the 3x3 stencil basis, or 1, d/dx, d/dy, Laplacian")
+                    help="of the network for all meshes: the 3x3 stencil basis, or 1, d/dx, d/dy, Laplacian")
+parser.add_argument("--single-operators", choices=["stencil", "low"], default="low", help="of those for one mesh")
+parser.add_argument("--blur", type=float, default=0.6,
+                    help="share of one mesh's mini-batches whose images have the resolution of a coarser one")
 parser.add_argument("--readout", type=int, default=7, help="cells along each side of the classifier's mesh")
 parser.add_argument("--epochs", type=int, default=30, help="passes over the sample of the network for all meshes")
 parser.add_argument("--single-epochs", type=int, help="passes of the networks for one mesh (default: half as many)")
@@ -46,6 +54,8 @@ sys.argv[1:] = petsc_options  # PETSc reads the rest when Firedrake is imported
 for name in ("features", "layers", "readout", "epochs", "batch"):
     if getattr(arguments, name) < 1:
         parser.error(f"--{name} must be at least 1, received {getattr(arguments, name)}.")
+if not 0 <= arguments.blur < 1:
+    parser.error(f"--blur is a share from 0 to below 1, received {arguments.blur}.")
 if arguments.data and not Path(arguments.data).is_dir():
     parser.error(f"There is no folder {arguments.data}; it holds the four IDX files of MNIST.")
 
@@ -76,7 +86,13 @@ SIDE = 28.0  # of the domain, in pixels of the full image
 MESHES = (7, 14, 28, 56)
 # How often a mesh is drawn for a mini-batch: fine ones cost, coarse ones are hardest to learn.
 SHARES = {56: 0.08, 28: 0.35, 14: 0.25, 7: 0.32}
-TRAINED_ON = {"multilevel": tuple(SHARES), "train28": (28,), "train14": (14,)}
+# The mesh and the resolution that mini-batches are drawn for, with their shares.
+VIEWS = {
+    "multilevel": {(n, n): share for n, share in SHARES.items()},
+    "train28": {(28, 28): 1 - arguments.blur, (28, 14): arguments.blur / 2, (28, 7): arguments.blur / 2},
+    "train14": {(14, 14): 1 - arguments.blur / 2, (14, 7): arguments.blur / 2},
+}
+OWN = {"train28": 28, "train14": 14}
 METHODS = ("rediscretised", "galerkin", "interpolated", "W_updated", "retrained")
 root = COMM_WORLD.rank == 0
 single_epochs = arguments.single_epochs or max(1, arguments.epochs // 2)
@@ -101,40 +117,59 @@ pixels[56] = transferred_pixels(pixels[28], spaces[56])
 readout_space = FunctionSpace(RectangleMesh(arguments.readout, arguments.readout, SIDE, SIDE, quadrilateral=True),
                               "CG", 1)
 
-operators = (cn.stencil_operators if arguments.operators == "stencil" else cn.low_order_operators)(spaces[28])
-controls = cn.ControlSpace(arguments.time, arguments.layers, operators, arguments.features)
-reference = cn.Network(
-    operators, controls, dynamics=cn.ReactionDiffusion(nu=arguments.diffusion), integrator=cn.IMEX(),
-    lift=np.ones(arguments.features), precision="single")
-networks = {n: reference if n == 28 else reference.on(spaces[n]) for n in MESHES}
-readout = cn.Readout(reference, classes=10, space=readout_space)
-readouts = {n: readout if n == 28 else readout.on(networks[n]) for n in MESHES}
-parameters = sum(f.function_space().dim() for f in (*controls.functions(), *readout.functions()))
+class Family:
+    """The networks of one set of operators: the same controls and classifier on every mesh."""
+
+    def __init__(self, make_operators):
+        self.operators = make_operators(spaces[28])
+        self.controls = cn.ControlSpace(arguments.time, arguments.layers, self.operators, arguments.features)
+        reference = cn.Network(
+            self.operators, self.controls, dynamics=cn.ReactionDiffusion(nu=arguments.diffusion), integrator=cn.IMEX(),
+            lift=np.ones(arguments.features), precision="single")
+        self.networks = {n: reference if n == 28 else reference.on(spaces[n]) for n in MESHES}
+        self.readout = cn.Readout(reference, classes=10, space=readout_space)
+        self.readouts = {n: self.readout if n == 28 else self.readout.on(self.networks[n]) for n in MESHES}
+
+    @property
+    def parameters(self):
+        return sum(f.function_space().dim() for f in (*self.controls.functions(), *self.readout.functions()))
+
+    def average(self, sample, mesh, seen=None, work=None):
+        """Return the average loss of a sample on a mesh, seen at the resolution of another one."""
+        projection = pixels[mesh]
+        if seen is not None and seen != mesh:
+            transfer = Linear() if seen < mesh else FullWeighting()
+            projection = transferred_pixels(pixels[seen], spaces[mesh], transfer)
+        return cn.SampleAverage(self.readouts[mesh], sample, work=work, projection=projection)
+
+    def average_of_views(self, sample, views, work=None, rng=None):
+        """Return the mean over meshes and resolutions, of which mini-batches draw one."""
+        chosen = {view: share for view, share in views.items() if share}
+        averages = [self.average(sample, mesh, seen, work) for mesh, seen in chosen]
+        return cn.MultilevelAverage(averages, list(chosen.values()), rng)
 
 
-def average(sample, mesh, seen=None, work=None):
-    """Return the average loss of a sample on a mesh, seen at the resolution of another one."""
-    projection = pixels[mesh]
-    if seen is not None and seen != mesh:
-        transfer = Linear() if seen < mesh else FullWeighting()
-        projection = transferred_pixels(pixels[seen], spaces[mesh], transfer)
-    return cn.SampleAverage(readouts[mesh], sample, work=work, projection=projection)
+BASES = {"stencil": cn.stencil_operators, "low": cn.low_order_operators}
+chosen_bases = {
+    name: arguments.operators if name == "multilevel" else arguments.single_operators for name in VIEWS}
+families = {basis: Family(BASES[basis]) for basis in sorted(set(chosen_bases.values()))}
+family_of = {name: families[basis] for name, basis in chosen_bases.items()}
+parameters = max(family.parameters for family in families.values())
 
 
-def training_problem(meshes, sample, rng, work):
+def training_problem(family, views, sample, rng, work):
     problem = cn.TrainingProblem(
-        readout, sample, control_size=1e-6, weights_gradient=1e-4, weights_size=1e-5, work=work)
-    levels = [average(sample, n, work=work) for n in meshes]
-    return problem.with_average(cn.MultilevelAverage(levels, [SHARES[n] for n in meshes], rng))
+        family.readout, sample, control_size=1e-6, weights_gradient=1e-4, weights_size=1e-5, work=work)
+    return problem.with_average(family.average_of_views(sample, views, work, rng))
 
 
-def train_network(title, meshes, start, seed, epochs, rate):
-    """Train (s, b, W, beta) by Adam, a mesh drawn for each mini-batch; return the controls, seconds and work."""
+def train_network(family, title, views, start, seed, epochs, rate):
+    """Train (s, b, W, beta) by Adam, a view drawn for each mini-batch; return the controls, history and work."""
     rng, work = np.random.default_rng(seed), cn.Work()
     shifted = ShiftedSample(data.train_images, data.train_labels, 10, arguments.shift, rng)
-    problem = training_problem(meshes, shifted, rng, work)
+    problem = training_problem(family, views, shifted, rng, work)
     few = train.drawn(min(512, len(train)), np.random.default_rng(seed))
-    recorded = cn.MultilevelAverage([average(few, n, work=work) for n in meshes], [SHARES[n] for n in meshes])
+    recorded = family.average_of_views(few, views, work)
     # A unit of W changes a score by about as much as a unit of s does.
     size = (SIDE / arguments.readout) ** 2 / 5.0
     coordinates = Coordinates(problem, weights_matrix=size**2 * np.eye(readout_space.dim()))
@@ -154,43 +189,45 @@ def train_network(title, meshes, start, seed, epochs, rate):
     return found, solver.history, work
 
 
-def predictions(mesh, found, seen=None, kernels=None):
+def predictions(family, mesh, found, seen=None, kernels=None):
     """Return the predicted classes of the test images on a mesh."""
     s, b, W, beta = found
     if kernels is not None:
         s = kernels(s)
-    on = average(test, mesh, seen)
-    arrays = (*networks[mesh].layers(s, b), readout.weights_array(W), beta.dat.data_ro.ravel())
+    on = family.average(test, mesh, seen)
+    arrays = (*family.networks[mesh].layers(s, b), family.readout.weights_array(W), beta.dat.data_ro.ravel())
     return on.scores(*arrays).argmax(axis=0)
 
 
-def galerkin_map(trained, mesh):
+def galerkin_map(family, trained, mesh):
     """Return the map of coefficients over one or two halvings or doublings of the mesh width."""
     chain = [n for n in MESHES if min(trained, mesh) <= n <= max(trained, mesh)]
     steps = list(zip(chain, chain[1:], strict=False))
     result = None
     for coarse, fine in steps if mesh > trained else reversed(steps):
-        here = networks[coarse].operators, networks[fine].operators
+        here = family.networks[coarse].operators, family.networks[fine].operators
         step = (galerkin_prolongation(*here, Averaging(), PiecewiseConstant()) if mesh > trained
                 else galerkin(*here[::-1], Averaging(), PiecewiseConstant()))
         result = step if result is None else step @ result
     return result
 
 
-def updated(mesh, found, seed):
+def updated(family, mesh, found, seed):
     """Return the network with its classifier solved for anew on up to 10,000 images at this resolution."""
     some = train.drawn(min(10_000, len(train)), np.random.default_rng(seed))
-    problem = cn.TrainingProblem(readouts[mesh], some, control_size=0.0, weights_gradient=1e-2, weights_size=1e-3)
-    problem = problem.with_average(average(some, mesh))
+    problem = cn.TrainingProblem(
+        family.readouts[mesh], some, control_size=0.0, weights_gradient=1e-2, weights_size=1e-3)
+    problem = problem.with_average(family.average(some, mesh))
     W, beta, _ = update_classifier(problem, *found)
     return (*found[:2], W, beta)
 
 
 def linear_reference(mesh, seed):
     """Return a classifier of the image itself, without layers, and its accuracies on all meshes."""
-    one = cn.ControlSpace(1.0, 1, operators, features=1)
+    family = family_of["train28"]
+    one = cn.ControlSpace(1.0, 1, family.operators, features=1)
     few = train.drawn(min(20_000, len(train)), np.random.default_rng(seed))
-    flat = {n: cn.Readout(cn.Network(networks[n].operators, one), 10, readout_space) for n in MESHES}
+    flat = {n: cn.Readout(cn.Network(family.networks[n].operators, one), 10, readout_space) for n in MESHES}
     problem = cn.TrainingProblem(flat[mesh], few, control_size=0.0, weights_gradient=1e-2, weights_size=1e-3)
     problem = problem.with_average(cn.SampleAverage(flat[mesh], few, projection=pixels[mesh]))
     W, beta, _ = update_classifier(problem, *one.functions())
@@ -199,21 +236,23 @@ def linear_reference(mesh, seed):
     ).argmax(axis=0) == test.labels).mean() * 100) for n in MESHES}
 
 
-def elsewhere(network, own, found, seed):
+def elsewhere(network, found, seed):
     """Return, for each way to another mesh, the function that maps the mesh to the predictions there."""
+    family, own = family_of[network], OWN[network]
 
     def carried(mesh):
-        return (*carry(networks[own], *found[:2], spaces[mesh])[1:], *found[2:])
+        return (*carry(family.networks[own], *found[:2], spaces[mesh])[1:], *found[2:])
 
     def retrained(mesh):
         title = f"seed {seed}: {network} at {mesh}"
-        again = train_network(title, (mesh,), carried(mesh), seed, arguments.retrain_epochs, 0.3 * arguments.rate)
-        return predictions(mesh, again[0])
+        again = train_network(
+            family, title, {(mesh, mesh): 1.0}, carried(mesh), seed, arguments.retrain_epochs, 0.3 * arguments.rate)
+        return predictions(family, mesh, again[0])
 
     return {
-        "galerkin": lambda mesh: predictions(mesh, found, kernels=galerkin_map(own, mesh)),
-        "interpolated": lambda mesh: predictions(own, found, seen=mesh),
-        "W_updated": lambda mesh: predictions(mesh, updated(mesh, carried(mesh), seed)),
+        "galerkin": lambda mesh: predictions(family, mesh, found, kernels=galerkin_map(family, own, mesh)),
+        "interpolated": lambda mesh: predictions(family, own, found, seen=mesh),
+        "W_updated": lambda mesh: predictions(family, mesh, updated(family, mesh, carried(mesh), seed)),
         "retrained": retrained,
     }
 
@@ -229,27 +268,26 @@ def run(seed):
     for mesh in MESHES:
         cells.setdefault(("linear", "rediscretised"), {})[mesh] = linear_reference(mesh, seed)[mesh]
     for network in arguments.networks:
-        meshes = TRAINED_ON[network]
-        start = (*controls.random(np.random.default_rng(seed), scale=0.1), *readout.functions())
+        family = family_of[network]
+        start = (*family.controls.random(np.random.default_rng(seed), scale=0.1), *family.readout.functions())
         epochs = arguments.epochs if network == "multilevel" else single_epochs
         began = time.perf_counter()
         found, history, work = train_network(
-            f"seed {seed}: {network}", meshes, start, seed, epochs, arguments.rate)
+            family, f"seed {seed}: {network}", VIEWS[network], start, seed, epochs, arguments.rate)
         course[network] = dict(
             seconds=time.perf_counter() - began, loss=history.last.loss,
-            work=work.units(len(train), networks[28].operators.nodes, arguments.layers))
+            work=work.units(len(train), family.operators.nodes, arguments.layers))
         if root:
             # What was trained can be used without training it again.
             Path(arguments.output).mkdir(parents=True, exist_ok=True)
             np.savez(Path(arguments.output) / f"{network}_seed{seed}.npz", *(f.dat.data_ro for f in found[:2]))
         for mesh in MESHES:
-            note(network, "rediscretised", mesh, predictions(mesh, found))
+            note(network, "rediscretised", mesh, predictions(family, mesh, found))
         say_row(network, "rediscretised", cells[network, "rediscretised"])
         if network == "multilevel":
             continue
-        (own,) = meshes
-        for method, predict in elsewhere(network, own, found, seed).items():
-            for mesh in (n for n in MESHES if n != own):
+        for method, predict in elsewhere(network, found, seed).items():
+            for mesh in (n for n in MESHES if n != OWN[network]):
                 note(network, method, mesh, predict(mesh))
             say_row(network, method, cells[network, method])
     return cells, kept, course
@@ -287,7 +325,7 @@ output = Path(arguments.output)
 if root:
     matrices = {}
     for network in (n for n in arguments.networks if n != "multilevel"):
-        for mesh in (n for n in MESHES if n not in TRAINED_ON[network]):
+        for mesh in (n for n in MESHES if n != OWN[network]):
             for method in METHODS:
                 matrix = np.zeros((10, 10), dtype=int)
                 np.add.at(matrix, (test.labels, kept[network, method, mesh]), 1)
