@@ -136,10 +136,15 @@ def newton(multilevel):
     return points, test_accuracy(results[-1].controls)
 
 
-# Adam, its objective recorded on the finest mesh for some of the images, whatever mesh it works on.
+# Adam. What a level is best at is judged on its own mesh; the objective on the finest one, for some of the images, is
+# recorded beside it.
 def adam(multilevel):
     work, generator = cn.Work(), np.random.default_rng(arguments.seed)
-    monitor = cn.SampleAverage(readouts[finest], few.averaged(28 // levels[finest]), work=work)
+    monitor = problem(finest, few, cn.Work(), control_scales=None)
+
+    def judge(controls):
+        return {"test": test_accuracy(controls), "objective": float(monitor.functional(*controls))}
+
     found, points, spent = (*start, *readouts[finest].functions()), [], 0.0
     plan = list(zip(range(len(levels)), arguments.epochs, strict=True)) if multilevel else [
         (finest, arguments.fine_epochs)]
@@ -148,11 +153,12 @@ def adam(multilevel):
         size = (SIDE / arguments.readout) ** 2 / 5.0
         solver = FirstOrder(
             JointFunctional(at, *found), generator, Adam(second=0.99), rate=arguments.rate, schedule=warm_cosine_rate,
-            batch=min(arguments.batch, len(train)), limits=Limits(iterations=epochs), recorded=monitor,
+            batch=min(arguments.batch, len(train)), limits=Limits(iterations=epochs),
+            recorded=cn.SampleAverage(readouts[level], few.averaged(28 // levels[level]), work=work),
             coordinates=Coordinates(at, weights_matrix=size**2 * np.eye(readout_space.dim())),
-            accuracies=lambda controls: {"test": test_accuracy(controls)})
+            accuracies=judge)
         found = solver.solve()
-        points += [(level, i.work / unit_of(train), spent + i.seconds, i.objective, i.accuracies["test"])
+        points += [(level, i.work / unit_of(train), spent + i.seconds, i.accuracies["objective"], i.accuracies["test"])
                    for i in solver.history.iterations]
         spent = points[-1][2]
     return points, test_accuracy(found)
