@@ -1,5 +1,6 @@
 """The classifier's convex solve, variable projection and quasi-Newton."""
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -78,6 +79,24 @@ def test_a_classifier_of_the_scores_before_is_a_nearer_start_than_the_classifier
 
     assert np.abs(before.scores - before.W.T @ inner.features.values - before.beta[:, None]).max() < 1e-12
     assert above(*turned.with_scores(before.scores)) < 0.2 * above(before.W, before.beta)
+
+
+def test_an_inner_solve_does_not_amplify_round_off():
+    """Nearly separable images and the factorisation of another point: iterates on several ranks are equal by this."""
+    inner, W, beta = inner_problem(count=90, weights_gradient=1e-4, weights_size=1e-4)
+    inner.solve(W, beta, tolerance=1e-7)
+    rng = np.random.default_rng(2)
+    turn = np.eye(W.shape[0]) + 0.3 * rng.standard_normal((W.shape[0],) * 2)
+    found = []
+    for rounding in (0.0, 1e-15):
+        values = turn @ inner.features.values
+        features = replace(inner.features, values=values * (1 + rounding * rng.standard_normal(values.shape)))
+        turned = ClassifierProblem(
+            features, inner.regulariser, inner.ridge, inner.loss, inner.comm, inverse=copy(inner.inverse))
+        found.append(turned.solve(W, beta, tolerance=1e-7))
+    assert found[0].krylov_iterations == found[1].krylov_iterations
+    difference = np.abs(found[0].W - found[1].W).max() / np.abs(found[0].W).max()
+    assert difference < 1e-11, f"1e-15 in the features is {difference:.1e} in the classifier"
 
 
 def test_features_out_of_range_are_refused_as_a_start():

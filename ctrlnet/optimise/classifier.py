@@ -29,11 +29,12 @@ __all__ = ["ClassifierProblem", "ClassifierSolution", "InnerSolveError"]
 _WHOLE = 4000
 _DENSE = 2000
 # The images of least curvature, with this share of it all together, are left out of the factorised Hessian.
-_INACTIVE = 0.1
+_INACTIVE = 0.01
 # A start is shortened to the best of these multiples: a saturated softmax has no curvature to step by.
 _SHORTENED = (1.0, 0.5, 0.25, 0.0)
-# A direction that takes more Krylov iterations than this has the Hessian factorised anew.
-_PATIENCE = 20
+# Krylov iterations of a direction by an earlier point's Hessian; where they do not suffice, it is factorised anew. More
+# cost as much, and long runs of conjugate gradients amplify round-off until they depend on the number of ranks.
+_PATIENCE = 8
 _OUT_OF_RANGE = (
     "The classifier's matrix could not be factorised ({}): the features are out of range. Use smaller controls, more "
     "layers, or a larger weights_size.")
@@ -62,6 +63,22 @@ class ClassifierSolution:
     krylov_iterations: int
 
 
+@dataclass
+class Preconditioner:
+    """An approximate inverse of the Hessian, (features + 1, K) -> the same.
+
+    Parameters
+    ----------
+    apply
+        The inverse.
+    patience
+        Krylov iterations after which it is made anew; None: twice those of the first direction.
+    """
+
+    apply: Callable[[np.ndarray], np.ndarray]
+    patience: int | None = None
+
+
 class ClassifierProblem:
     r"""Phi, its derivatives and its minimiser for one set of features.
 
@@ -79,11 +96,14 @@ class ClassifierProblem:
         The ranks that share the images.
     inverse
         A preconditioner to start with, as :meth:`factorise` returns it; that of a nearby problem serves.
+    precision
+        Of the arithmetic of Newton directions. In double precision a solution does not depend on the number of ranks
+        but for round-off, as long as the Hessian is small enough to be factorised as a whole.
     """
 
     def __init__(
         self, features: Features, regulariser: sp.csc_matrix, ridge: float, loss: Loss, comm: MPI.Comm,
-        inverse: Callable[[np.ndarray], np.ndarray] | None = None,
+        inverse: Preconditioner | None = None, precision: np.dtype | type = np.float64,
     ):
         self.features = features
         self.regulariser = regulariser
@@ -91,6 +111,7 @@ class ClassifierProblem:
         self.loss = loss
         self.comm = comm
         self.inverse = inverse
+        self.precision = np.dtype(precision)
 
     def _scores(self, W: np.ndarray, beta: np.ndarray) -> np.ndarray:
         return W.T @ self.features.values + beta[:, None]
@@ -154,19 +175,19 @@ class ClassifierProblem:
     def _image_hessians(self, scores: np.ndarray) -> np.ndarray:
         return image_hessians(self.loss, scores, self.features.labels, self.features.weights)
 
-    def factorise(self, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Return an approximate inverse of the Hessian at these scores, (features + 1, K) -> the same.
+    def factorise(self, scores: np.ndarray) -> Preconditioner:
+        """Return an approximate inverse of the Hessian at these scores.
 
         Small problems: the Hessian itself, without the images whose curvature does not count. Middling ones:
         its diagonal blocks averaged over classes. Large ones: regulariser and diagonal.
         """
         count, classes = self.features.values.shape[0] + 1, scores.shape[0]
         if count * classes <= _WHOLE:
-            return self._whole_hessian(scores, count, classes)
+            return Preconditioner(self._whole_hessian(scores, count, classes), _PATIENCE)
         curvature = np.einsum("ikk->i", self._image_hessians(scores)) / classes
-        return self._averaged_block(curvature) if count <= _DENSE else self._sparse(curvature)
+        return Preconditioner(self._averaged_block(curvature) if count <= _DENSE else self._sparse(curvature))
 
-    def _factorise_or_fail(self, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def _factorise_or_fail(self, scores: np.ndarray) -> Preconditioner:
         """Factorise, with a breakdown on any rank raised on all of them."""
         try:
             inverse, problem = self.factorise(scores), None
@@ -183,11 +204,11 @@ class ClassifierProblem:
         block[-1, -1] += self.ridge
 
     def _whole_hessian(self, scores: np.ndarray, count: int, classes: int):
-        hessians = self._image_hessians(scores)
+        kind, hessians = self.precision, self._image_hessians(scores)
         active = self._active(np.einsum("ikk->i", hessians))
-        F = np.vstack([self.features.values[:, active], np.ones(int(active.sum()))]).astype(np.float32)
-        hessians = hessians[active].astype(np.float32)
-        whole = np.empty((classes, count, classes, count), dtype=np.float32)
+        F = np.vstack([self.features.values[:, active], np.ones(int(active.sum()))]).astype(kind)
+        hessians = hessians[active].astype(kind)
+        whole = np.empty((classes, count, classes, count), dtype=kind)
         for k in range(classes):
             for j in range(k + 1):
                 block = (F * hessians[:, k, j]) @ F.T
@@ -195,16 +216,19 @@ class ClassifierProblem:
         self.comm.Allreduce(MPI.IN_PLACE, whole)
         for k in range(classes):
             self._add_regulariser(whole[k, :, k, :])
+        # Symmetric, so that its transpose, in Fortran's order, is overwritten without a copy.
         L = scipy.linalg.cholesky(
-            whole.reshape(classes * count, -1), lower=True, overwrite_a=True, check_finite=False)
-        # L^-T L^-1 stays positive definite in floating point, and two products are faster than two substitutions.
-        inverted, info = scipy.linalg.lapack.strtri(L, lower=1, overwrite_c=1)
+            whole.reshape(classes * count, -1).T, lower=True, overwrite_a=True, check_finite=False)
+        # L^-T L^-1 stays positive definite in floating point, and products are faster than substitutions.
+        (trtri,) = scipy.linalg.get_lapack_funcs(("trtri",), (L,))
+        (trmv,) = scipy.linalg.get_blas_funcs(("trmv",), (L,))
+        inverted, info = trtri(L, lower=1, overwrite_c=1)
         if info:
             raise np.linalg.LinAlgError(f"its factor has a zero on the diagonal, number {info}")
 
         def inverse(x: np.ndarray) -> np.ndarray:
-            flat = inverted.T @ (inverted @ x.T.astype(np.float32).ravel())
-            return flat.reshape(classes, count).T.astype(float)
+            half = trmv(inverted, x.T.astype(kind).ravel(), lower=1, overwrite_x=1)
+            return trmv(inverted, half, lower=1, trans=1, overwrite_x=1).reshape(classes, count).T.astype(float)
 
         return inverse
 
@@ -246,7 +270,7 @@ class ClassifierProblem:
         product = self._hessian_at(scores, self.features.values if values is None else values)
         x = np.zeros_like(g)
         r = -g
-        z = self.inverse(r)
+        z = self.inverse.apply(r)
         p, rz = z, float((r * z).sum())
         if rz == 0.0:
             return x, 0
@@ -256,12 +280,27 @@ class ClassifierProblem:
             step = rz / float((p * Hp).sum())
             x += step * p
             r = r - step * Hp
-            z = self.inverse(r)
+            z = self.inverse.apply(r)
             rz, previous = float((r * z).sum()), rz
             if rz <= target:
                 return x, iteration
             p = z + rz / previous * p
         return x, most
+
+    def _direction(
+        self, scores: np.ndarray, g: np.ndarray, rtol: float, most: int, values: np.ndarray
+    ) -> tuple[np.ndarray, int]:
+        """Return a Newton direction by the factorisation at hand where it serves, else by one of this Hessian."""
+        at, spent = scores.astype(values.dtype, copy=False), 0
+        if self.inverse is not None:
+            direction, spent = self._newton_direction(at, g, rtol, self.inverse.patience, values)
+            if spent < self.inverse.patience:
+                return direction, spent
+        self.inverse = self._factorise_or_fail(scores)
+        direction, count = self._newton_direction(at, g, rtol, most, values)
+        if self.inverse.patience is None:
+            self.inverse.patience = max(_PATIENCE, 2 * count)
+        return direction, spent + count
 
     def hessian_solver(
         self, W: np.ndarray, beta: np.ndarray, rtol: float = 1e-14
@@ -274,6 +313,7 @@ class ClassifierProblem:
         self.inverse = self._factorise_or_fail(scores)
         return lambda rhs: self._newton_direction(scores, -rhs, rtol, 1000)[0]
 
+    @np.errstate(over="ignore", invalid="ignore")  # refused below
     def with_scores(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         r"""Return the (W, beta) of nearly the given scores c, (K, images of this rank): a start for :meth:`solve`.
 
@@ -321,21 +361,19 @@ class ClassifierProblem:
             If the iteration ends before that; the message holds what was reached.
         """
         W, beta, scores, loss, penalty = self._shortened(W, beta)
-        single = self.features.values.astype(np.float32)
-        krylov, count, decrement, relative = 0, 0, np.inf, 0.1
+        # A direction to a few digits needs no more than single precision; the gradient is double.
+        values = self.features.values.astype(self.precision, copy=False)
+        krylov, decrement, relative = 0, np.inf, 0.1
         for newton in range(1, most_newton + 1):
             g = self._pull(
                 self.loss.gradient(scores, self.features.labels, self.features.weights), W, beta)
-            if self.inverse is None or count > _PATIENCE:
-                self.inverse = self._factorise_or_fail(scores)
-            # A direction to a few digits needs no more than single precision; the gradient is double.
-            direction, count = self._newton_direction(scores.astype(np.float32), g, relative, most_krylov, single)
+            direction, count = self._direction(scores, g, relative, most_krylov, values)
             krylov += count
             slope = float((g * direction).sum())
             decrement, last = -0.5 * slope, decrement
             if not np.isfinite(decrement):
                 raise InnerSolveError(
-                    f"The classifier's Newton step is not finite: the features reach {np.abs(single).max():.1e}. "
+                    f"The classifier's Newton step is not finite: the features reach {np.abs(values).max():.1e}. "
                     "Smaller controls, or more layers, keep the state in range."
                 )
             relative = float(np.clip(np.sqrt(decrement / (1 + loss)) * 10, 1e-3, 0.1))
@@ -345,7 +383,7 @@ class ClassifierProblem:
             while True:
                 loss = self._loss(scores + step * change)
                 penalty = self._penalty(W + step * dW, beta + step * dbeta)
-                if loss + penalty <= before + 1e-4 * step * slope + 1e-15 * abs(before) or step < 1e-8:
+                if loss + penalty <= before + 1e-4 * step * slope + 1e-14 * abs(before) or step < 1e-8:
                     break
                 step /= 2
             W += step * dW

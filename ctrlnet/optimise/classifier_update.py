@@ -44,7 +44,8 @@ def update_classifier(
     zero = readout.functions()
     features = problem.average.features(*problem.network.layers(s, b), keep=False)
     inner = ClassifierProblem(
-        features, regularisation.weights_matrix, regularisation.ridge, problem.average.loss, problem.network.comm)
+        features, regularisation.weights_matrix, regularisation.ridge, problem.average.loss, problem.network.comm,
+        precision=problem.network.sweep.dtype)
     solution = inner.solve(
         readout.weights_array(W or zero[0]), (beta or zero[1]).dat.data_ro.ravel().copy(), tolerance=tolerance)
     W, beta = readout.functions()

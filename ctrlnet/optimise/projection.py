@@ -115,7 +115,7 @@ class ProjectedFunctional(AbstractReducedFunctional):
         began = time.perf_counter()
         self._inner = ClassifierProblem(
             features, regularisation.weights_matrix, regularisation.ridge, average.loss, average.comm,
-            inverse=None if self._inner is None else self._inner.inverse,
+            inverse=None if self._inner is None else self._inner.inverse, precision=self.problem.network.sweep.dtype,
         )
         start = self._start if self.solution is None else self._inner.with_scores(self.solution.scores)
         self.solution = self._inner.solve(*start, tolerance=self._tolerance)
