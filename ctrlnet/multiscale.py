@@ -54,7 +54,8 @@ class LevelResult:
 def train_level(
     problem: TrainingProblem, s: Function, b: Function, W: Function | None = None, beta: Function | None = None,
     *, iterations: int = 50, relative_gradient: float = 0.0, work_budget: float | None = None,
-    rng: np.random.Generator | None = None, schedule: SampleSchedule | None = None, inner_tolerance: float = 1e-10,
+    rng: np.random.Generator | None = None, schedule: SampleSchedule | None = None,
+    inner_tolerance: float | None = None,
     callback: Callable[[Iteration], None] | None = None,
 ) -> LevelResult:
     """Train s, b by quasi-Newton on the projected functional of one problem, from the given start.

@@ -1,6 +1,5 @@
 """The classifier's convex solve, variable projection and quasi-Newton."""
 
-from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,14 @@ from pyadjoint import taylor_to_dict
 from small import small_network, small_problem
 
 import ctrlnet as cn
-from ctrlnet.optimise import ClassifierProblem, InnerSolveError, Limits, ProjectedFunctional, TaoOptimiser, classifier
+from ctrlnet.optimise import (
+    ClassifierProblem,
+    InnerSolveError,
+    Limits,
+    ProjectedFunctional,
+    TaoOptimiser,
+    classifier_preconditioner,
+)
 
 
 def inner_problem(loss=None, count=60, **settings):
@@ -57,8 +63,8 @@ def test_the_classifiers_hessian_is_symmetric_positive_and_the_derivative_of_its
 
 @pytest.mark.parametrize("whole, dense", [(4000, 2000), (0, 2000), (0, 0)], ids=["whole", "averaged", "sparse"])
 def test_every_preconditioner_leads_to_the_same_minimiser(whole, dense, monkeypatch):
-    monkeypatch.setattr(classifier, "_WHOLE", whole)
-    monkeypatch.setattr(classifier, "_DENSE", dense)
+    monkeypatch.setattr(classifier_preconditioner, "_WHOLE", whole)
+    monkeypatch.setattr(classifier_preconditioner, "_DENSE", dense)
     inner, W, beta = inner_problem()
     solution = inner.solve(W, beta, tolerance=1e-13)
     assert np.linalg.norm(inner.gradient(solution.W, solution.beta)) < 1e-7
@@ -91,8 +97,8 @@ def test_an_inner_solve_does_not_amplify_round_off():
     for rounding in (0.0, 1e-15):
         values = turn @ inner.features.values
         features = replace(inner.features, values=values * (1 + rounding * rng.standard_normal(values.shape)))
-        turned = ClassifierProblem(
-            features, inner.regulariser, inner.ridge, inner.loss, inner.comm, inverse=copy(inner.inverse))
+        turned = ClassifierProblem(features, inner.regulariser, inner.ridge, inner.loss, inner.comm)
+        turned.inverse = inner.inverse
         found.append(turned.solve(W, beta, tolerance=1e-7))
     assert found[0].krylov_iterations == found[1].krylov_iterations
     difference = np.abs(found[0].W - found[1].W).max() / np.abs(found[0].W).max()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -20,21 +21,16 @@ import scipy.sparse as sp
 import scipy.sparse.linalg
 from mpi4py import MPI
 
-from ctrlnet.losses import Loss, image_hessians
+from ctrlnet.losses import Loss
+from ctrlnet.optimise.classifier_preconditioner import Preconditioner, factorise
 from ctrlnet.sample_average import Features
 
 __all__ = ["ClassifierProblem", "ClassifierSolution", "InnerSolveError"]
 
-# Up to this many unknowns the whole Hessian is factorised, up to this many features its averaged block.
-_WHOLE = 4000
-_DENSE = 2000
-# The images of least curvature, with this share of it all together, are left out of the factorised Hessian.
-_INACTIVE = 0.01
 # A start is shortened to the best of these multiples: a saturated softmax has no curvature to step by.
 _SHORTENED = (1.0, 0.5, 0.25, 0.0)
-# Krylov iterations of a direction by an earlier point's Hessian; where they do not suffice, it is factorised anew. More
-# cost as much, and long runs of conjugate gradients amplify round-off until they depend on the number of ranks.
-_PATIENCE = 8
+# Ridge of the map between two problems' features, of their mean square.
+_MAP_RIDGE = 1e-3
 _OUT_OF_RANGE = (
     "The classifier's matrix could not be factorised ({}): the features are out of range. Use smaller controls, more "
     "layers, or a larger weights_size.")
@@ -63,22 +59,6 @@ class ClassifierSolution:
     krylov_iterations: int
 
 
-@dataclass
-class Preconditioner:
-    """An approximate inverse of the Hessian, (features + 1, K) -> the same.
-
-    Parameters
-    ----------
-    apply
-        The inverse.
-    patience
-        Krylov iterations after which it is made anew; None: twice those of the first direction.
-    """
-
-    apply: Callable[[np.ndarray], np.ndarray]
-    patience: int | None = None
-
-
 class ClassifierProblem:
     r"""Phi, its derivatives and its minimiser for one set of features.
 
@@ -94,23 +74,25 @@ class ClassifierProblem:
         Loss of one image, convex in its scores.
     comm
         The ranks that share the images.
-    inverse
-        A preconditioner to start with, as :meth:`factorise` returns it; that of a nearby problem serves.
     precision
-        Of the arithmetic of Newton directions. In double precision a solution does not depend on the number of ranks
-        but for round-off, as long as the Hessian is small enough to be factorised as a whole.
+        Of the arithmetic of Newton directions; the gradient is double.
+
+    Attributes
+    ----------
+    inverse : Preconditioner
+        Of the conjugate gradients; one of a nearby problem serves to start with.
     """
 
     def __init__(
         self, features: Features, regulariser: sp.csc_matrix, ridge: float, loss: Loss, comm: MPI.Comm,
-        inverse: Preconditioner | None = None, precision: np.dtype | type = np.float64,
+        precision: np.dtype | type = np.float64,
     ):
         self.features = features
         self.regulariser = regulariser
         self.ridge = ridge
         self.loss = loss
         self.comm = comm
-        self.inverse = inverse
+        self.inverse: Preconditioner | None = None
         self.precision = np.dtype(precision)
 
     def _scores(self, W: np.ndarray, beta: np.ndarray) -> np.ndarray:
@@ -165,6 +147,11 @@ class ClassifierProblem:
 
         return product
 
+    def penalty_matrix(self) -> np.ndarray:
+        """Return R with epsilon, over the features and a one: what the regularisation adds to each class's block."""
+        copies = self.features.values.shape[0] // self.regulariser.shape[0]
+        return scipy.linalg.block_diag(sp.kron(self.regulariser, sp.identity(copies)).toarray(), self.ridge)
+
     def certificate(self, W: np.ndarray, beta: np.ndarray) -> float:
         r"""Return the bound :math:`\frac12 g^T R^{-1} g \ge \Phi - \Phi^*`: the Hessian is at least R."""
         g = self.gradient(W, beta)
@@ -172,94 +159,16 @@ class ClassifierProblem:
         inverse = scipy.sparse.linalg.splu(self.regulariser).solve(np.ascontiguousarray(rows))
         return 0.5 * float((rows * inverse).sum()) + 0.5 * float(g[-1] @ g[-1]) / self.ridge
 
-    def _image_hessians(self, scores: np.ndarray) -> np.ndarray:
-        return image_hessians(self.loss, scores, self.features.labels, self.features.weights)
-
-    def factorise(self, scores: np.ndarray) -> Preconditioner:
-        """Return an approximate inverse of the Hessian at these scores.
-
-        Small problems: the Hessian itself, without the images whose curvature does not count. Middling ones:
-        its diagonal blocks averaged over classes. Large ones: regulariser and diagonal.
-        """
-        count, classes = self.features.values.shape[0] + 1, scores.shape[0]
-        if count * classes <= _WHOLE:
-            return Preconditioner(self._whole_hessian(scores, count, classes), _PATIENCE)
-        curvature = np.einsum("ikk->i", self._image_hessians(scores)) / classes
-        return Preconditioner(self._averaged_block(curvature) if count <= _DENSE else self._sparse(curvature))
-
     def _factorise_or_fail(self, scores: np.ndarray) -> Preconditioner:
         """Factorise, with a breakdown on any rank raised on all of them."""
         try:
-            inverse, problem = self.factorise(scores), None
+            inverse, problem = factorise(self, scores), None
         except (np.linalg.LinAlgError, ValueError) as error:
             inverse, problem = None, str(error)
         worst = next((p for p in self.comm.allgather(problem) if p is not None), None)
         if worst is not None:
             raise InnerSolveError(_OUT_OF_RANGE.format(worst))
         return inverse
-
-    def _add_regulariser(self, block: np.ndarray) -> None:
-        copies = (block.shape[0] - 1) // self.regulariser.shape[0]
-        block[:-1, :-1] += sp.kron(self.regulariser, sp.identity(copies)).toarray()
-        block[-1, -1] += self.ridge
-
-    def _whole_hessian(self, scores: np.ndarray, count: int, classes: int):
-        kind, hessians = self.precision, self._image_hessians(scores)
-        active = self._active(np.einsum("ikk->i", hessians))
-        F = np.vstack([self.features.values[:, active], np.ones(int(active.sum()))]).astype(kind)
-        hessians = hessians[active].astype(kind)
-        whole = np.empty((classes, count, classes, count), dtype=kind)
-        for k in range(classes):
-            for j in range(k + 1):
-                block = (F * hessians[:, k, j]) @ F.T
-                whole[k, :, j, :] = whole[j, :, k, :] = block
-        self.comm.Allreduce(MPI.IN_PLACE, whole)
-        for k in range(classes):
-            self._add_regulariser(whole[k, :, k, :])
-        # Symmetric, so that its transpose, in Fortran's order, is overwritten without a copy.
-        L = scipy.linalg.cholesky(
-            whole.reshape(classes * count, -1).T, lower=True, overwrite_a=True, check_finite=False)
-        # L^-T L^-1 stays positive definite in floating point, and products are faster than substitutions.
-        (trtri,) = scipy.linalg.get_lapack_funcs(("trtri",), (L,))
-        (trmv,) = scipy.linalg.get_blas_funcs(("trmv",), (L,))
-        inverted, info = trtri(L, lower=1, overwrite_c=1)
-        if info:
-            raise np.linalg.LinAlgError(f"its factor has a zero on the diagonal, number {info}")
-
-        def inverse(x: np.ndarray) -> np.ndarray:
-            half = trmv(inverted, x.T.astype(kind).ravel(), lower=1, overwrite_x=1)
-            return trmv(inverted, half, lower=1, trans=1, overwrite_x=1).reshape(classes, count).T.astype(float)
-
-        return inverse
-
-    def _active(self, size: np.ndarray) -> np.ndarray:
-        """Return which of this rank's images hold the curvature that counts, by one threshold for all ranks."""
-        everything = np.sort(np.concatenate(self.comm.allgather(size)))
-        left_out = np.searchsorted(np.cumsum(everything), _INACTIVE * everything.sum())
-        return size >= everything[min(left_out, everything.size - 1)]
-
-    def _averaged_block(self, curvature: np.ndarray):
-        F = self.features.values
-        count = F.shape[0]
-        block = np.empty((count + 1, count + 1))
-        weighted = F * curvature
-        block[:-1, :-1] = weighted @ F.T
-        block[-1, :-1] = block[:-1, -1] = weighted.sum(axis=1)
-        block[-1, -1] = curvature.sum()
-        self.comm.Allreduce(MPI.IN_PLACE, block)
-        self._add_regulariser(block)
-        factor = scipy.linalg.cho_factor(block, overwrite_a=True)
-        return lambda x: scipy.linalg.cho_solve(factor, x, check_finite=False)
-
-    def _sparse(self, curvature: np.ndarray):
-        F = self.features.values
-        diagonal = np.append((F * F) @ curvature, curvature.sum())
-        self.comm.Allreduce(MPI.IN_PLACE, diagonal)
-        diagonal[-1] += self.ridge
-        copies = F.shape[0] // self.regulariser.shape[0]
-        matrix = sp.kron(self.regulariser, sp.identity(copies)) + sp.diags(diagonal[:-1])
-        factor = scipy.sparse.linalg.splu(matrix.tocsc())
-        return lambda x: np.vstack([factor.solve(np.ascontiguousarray(x[:-1])), x[-1:] / diagonal[-1]])
 
     # Newton with preconditioned conjugate gradients.
 
@@ -270,7 +179,7 @@ class ClassifierProblem:
         product = self._hessian_at(scores, self.features.values if values is None else values)
         x = np.zeros_like(g)
         r = -g
-        z = self.inverse.apply(r)
+        z = self.inverse(r)
         p, rz = z, float((r * z).sum())
         if rz == 0.0:
             return x, 0
@@ -280,7 +189,7 @@ class ClassifierProblem:
             step = rz / float((p * Hp).sum())
             x += step * p
             r = r - step * Hp
-            z = self.inverse.apply(r)
+            z = self.inverse(r)
             rz, previous = float((r * z).sum()), rz
             if rz <= target:
                 return x, iteration
@@ -298,8 +207,7 @@ class ClassifierProblem:
                 return direction, spent
         self.inverse = self._factorise_or_fail(scores)
         direction, count = self._newton_direction(at, g, rtol, most, values)
-        if self.inverse.patience is None:
-            self.inverse.patience = max(_PATIENCE, 2 * count)
+        self.inverse.used(count)
         return direction, spent + count
 
     def hessian_solver(
@@ -313,7 +221,28 @@ class ClassifierProblem:
         self.inverse = self._factorise_or_fail(scores)
         return lambda rhs: self._newton_direction(scores, -rhs, rtol, 1000)[0]
 
-    @np.errstate(over="ignore", invalid="ignore")  # refused below
+    @cached_property
+    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """The features with a row of ones times the images' weights, and their second moments over all images."""
+        F = np.vstack([self.features.values, np.ones(self.features.values.shape[1])])
+        weighted = F * self.features.weights
+        block = weighted @ F.T
+        self.comm.Allreduce(MPI.IN_PLACE, block)
+        return weighted, block
+
+    def _fit(self, rows: np.ndarray, penalty: np.ndarray, prior: np.ndarray | None = None) -> np.ndarray:
+        r"""Return the X of least :math:`\sum_i w_i |X^T f_i - r_i|^2 + \langle X - X_0, P (X - X_0)\rangle`."""
+        weighted, block = self._moments
+        right = weighted @ rows.T
+        self.comm.Allreduce(MPI.IN_PLACE, right)
+        if prior is not None:
+            right += penalty @ prior
+        try:
+            return scipy.linalg.solve(block + penalty, right, assume_a="pos", overwrite_a=True)
+        except (np.linalg.LinAlgError, ValueError) as error:  # the same on every rank
+            raise InnerSolveError(_OUT_OF_RANGE.format(error)) from error
+
+    @np.errstate(over="ignore", invalid="ignore")  # refused by the fit
     def with_scores(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         r"""Return the (W, beta) of nearly the given scores c, (K, images of this rank): a start for :meth:`solve`.
 
@@ -325,17 +254,27 @@ class ClassifierProblem:
         InnerSolveError
             If the features are out of range.
         """
-        F = np.vstack([self.features.values, np.ones(scores.shape[1])])
-        weighted = F * self.features.weights
-        block, right = weighted @ F.T, weighted @ scores.T
-        self.comm.Allreduce(MPI.IN_PLACE, block)
-        self.comm.Allreduce(MPI.IN_PLACE, right)
-        self._add_regulariser(block)
-        try:
-            found = scipy.linalg.solve(block, right, assume_a="pos", overwrite_a=True)
-        except (np.linalg.LinAlgError, ValueError) as error:  # the same on every rank
-            raise InnerSolveError(_OUT_OF_RANGE.format(error)) from error
+        found = self._fit(scores, self.penalty_matrix())
         return found[:-1], found[-1]
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def take_over(self, before: ClassifierProblem) -> None:
+        r"""Take over the factorised Hessian of a problem with other features f of the same images.
+
+        For the best linear map :math:`f \approx M f'`, the Hessian :math:`\sum_i f_i f_i^T \otimes H_i` of the problem
+        before is about :math:`M H' M^T`, so that :math:`M^T P M` preconditions this one's where P did the other's.
+
+        Raises
+        ------
+        InnerSolveError
+            If the features are out of range.
+        """
+        self.inverse, values = before.inverse, before.features.values
+        if self.inverse is not None and self.inverse.whole:
+            size = values.shape[0] + 1
+            ridge = _MAP_RIDGE * np.trace(self._moments[1]) / size * np.eye(size)
+            rows = np.vstack([values, np.ones(values.shape[1])])
+            self.inverse = self.inverse.mapped(self._fit(rows, ridge, np.eye(size)).T)
 
     def _shortened(self, W: np.ndarray, beta: np.ndarray):
         """Return the best multiple of a start with its scores, loss and penalty."""

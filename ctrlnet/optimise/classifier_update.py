@@ -5,6 +5,7 @@ from __future__ import annotations
 from firedrake import Function
 
 from ctrlnet.optimise.classifier import ClassifierProblem, ClassifierSolution
+from ctrlnet.optimise.projection import inner_tolerance_of
 from ctrlnet.problem import TrainingProblem
 
 __all__ = ["update_classifier"]
@@ -12,7 +13,7 @@ __all__ = ["update_classifier"]
 
 def update_classifier(
     problem: TrainingProblem, s: Function, b: Function, W: Function | None = None, beta: Function | None = None,
-    tolerance: float = 1e-10,
+    tolerance: float | None = None,
 ) -> tuple[Function, Function, ClassifierSolution]:
     """Return the best classifier (W, beta) of a problem for given s, b, and the certificate of its convex solve.
 
@@ -27,6 +28,8 @@ def update_classifier(
         Controls, which stay as they are.
     W, beta
         Start of the solve; default zero.
+    tolerance
+        As the inner tolerance of :class:`~ctrlnet.optimise.ProjectedFunctional`.
 
     Raises
     ------
@@ -47,7 +50,8 @@ def update_classifier(
         features, regularisation.weights_matrix, regularisation.ridge, problem.average.loss, problem.network.comm,
         precision=problem.network.sweep.dtype)
     solution = inner.solve(
-        readout.weights_array(W or zero[0]), (beta or zero[1]).dat.data_ro.ravel().copy(), tolerance=tolerance)
+        readout.weights_array(W or zero[0]), (beta or zero[1]).dat.data_ro.ravel().copy(),
+        tolerance=inner_tolerance_of(problem) if tolerance is None else tolerance)
     W, beta = readout.functions()
     readout.set_weights(W, solution.W)
     beta.dat.data[:] = solution.beta.reshape(beta.dat.data_ro.shape)

@@ -15,6 +15,7 @@ option                                   meaning
 ``tao_type``                             any unconstrained TAO method, also ``ntl``, ``bntr``, ``bqnls``
 ``tao_ls_type``, ``tao_ls_max_funcs``    line search
 ``tao_lmvm_mat_lmvm_hist_size``          secant pairs
+``tao_lmvm_recycle``                     keep them from one drawn sample to the next
 ``tao_ntr_ksp_type`` (``nls``, ``ntl``)  ``stcg``, ``nash``, ``gltr``
 ``tao_ntr_ksp_max_it``                   most Krylov iterations a step
 ``tao_ntr_init_type``                    first radius: ``constant`` (``tao_trust0``), ``direction``
@@ -31,7 +32,7 @@ __all__ = ["CONJUGATE_GRADIENT", "LINE_SEARCH", "QUASI_NEWTON", "TRUST_REGION"]
 
 _LINE_SEARCH = {"tao_ls_type": "more-thuente", "tao_ls_max_funcs": 20}
 
-QUASI_NEWTON = {"tao_type": "lmvm", "tao_lmvm_mat_lmvm_hist_size": 30, **_LINE_SEARCH}
+QUASI_NEWTON = {"tao_type": "lmvm", "tao_lmvm_mat_lmvm_hist_size": 30, "tao_lmvm_recycle": True, **_LINE_SEARCH}
 
 CONJUGATE_GRADIENT = {"tao_type": "cg", "tao_cg_type": "prp", **_LINE_SEARCH}
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from firedrake import Function
+from firedrake import Cofunction, Function
 from firedrake.adjoint import Control
 from pyadjoint import AdjFloat
 from pyadjoint.enlisting import Enlist
@@ -27,7 +27,12 @@ from ctrlnet.optimise.classifier import ClassifierProblem, ClassifierSolution
 from ctrlnet.problem import TrainingProblem
 from ctrlnet.sample_average import SampleAverage
 
-__all__ = ["ProjectedFunctional"]
+__all__ = ["ProjectedFunctional", "inner_tolerance_of"]
+
+
+def inner_tolerance_of(problem: TrainingProblem) -> float:
+    """Return the tolerance of inner solves that leaves the classifier no fewer digits than the states have."""
+    return 1e-16 if problem.network.precision == "double" else 1e-8
 
 
 class ProjectedFunctional(AbstractReducedFunctional):
@@ -43,7 +48,8 @@ class ProjectedFunctional(AbstractReducedFunctional):
     W, beta
         Start of the first inner solve. Later ones start from the classifier of the last one's scores.
     inner_tolerance
-        See :meth:`ClassifierProblem.solve`.
+        See :meth:`ClassifierProblem.solve`. Default: 1e-16, so that the classifier has the state's digits, whatever
+        the number of ranks and the way it was solved for; 1e-8 for states in single precision.
     riesz_map
         Inner product of the controls, as in :class:`pyadjoint.Control`.
 
@@ -55,7 +61,7 @@ class ProjectedFunctional(AbstractReducedFunctional):
 
     def __init__(
         self, problem: TrainingProblem, s: Function, b: Function, W: Function | None = None,
-        beta: Function | None = None, inner_tolerance: float = 1e-10, riesz_map="L2",
+        beta: Function | None = None, inner_tolerance: float | None = None, riesz_map="L2",
     ):
         if not problem.regularisation.ridge > 0:
             raise ValueError(
@@ -64,7 +70,7 @@ class ProjectedFunctional(AbstractReducedFunctional):
             )
         self.problem = problem
         self._controls = Enlist([Control(s, riesz_map=riesz_map), Control(b, riesz_map=riesz_map)])
-        self._tolerance = inner_tolerance
+        self._tolerance = inner_tolerance_of(problem) if inner_tolerance is None else inner_tolerance
         zero = problem.readout.functions()
         W, beta = W or zero[0], beta or zero[1]
         self._start = problem.readout.weights_array(W).copy(), beta.dat.data_ro.ravel().copy()
@@ -113,12 +119,15 @@ class ProjectedFunctional(AbstractReducedFunctional):
         average, regularisation = self.problem.average, self.problem.regularisation
         features = average.features(*self.problem.network.layers(s, b))
         began = time.perf_counter()
-        self._inner = ClassifierProblem(
+        inner, before = ClassifierProblem(
             features, regularisation.weights_matrix, regularisation.ridge, average.loss, average.comm,
-            inverse=None if self._inner is None else self._inner.inverse, precision=self.problem.network.sweep.dtype,
-        )
-        start = self._start if self.solution is None else self._inner.with_scores(self.solution.scores)
-        self.solution = self._inner.solve(*start, tolerance=self._tolerance)
+            precision=self.problem.network.sweep.dtype), self._inner
+        if self.solution is not None:
+            start = inner.with_scores(self.solution.scores)
+            inner.take_over(before)
+        else:
+            start, inner.inverse = self._start, None if before is None else before.inverse
+        self.solution, self._inner = inner.solve(*start, tolerance=self._tolerance), inner
         self._start = self.solution.W, self.solution.beta
         self._clock[0] += time.perf_counter() - began
         return AdjFloat(self.solution.value + regularisation.controls_value(*self._point))
@@ -138,14 +147,24 @@ class ProjectedFunctional(AbstractReducedFunctional):
             S, b = self.problem.network.layers(*self._point)
             gS, gb, _, _ = self.problem.average.gradient(
                 S, b, self.solution.W, self.solution.beta, with_weights=False)
-            extra = self.problem.regularisation.controls_derivative(*self._point)
-            self._derivative = [g + e for g, e in zip(self._cofunctions(gS, gb), extra, strict=True)]
+            self._derivative = self._regularised(self._cofunctions(gS, gb), self._point)
         out = []
-        for control, total in zip(self._controls, self._derivative, strict=True):
-            dual = control.control._ad_init_zero(dual=True)
-            dual.assign(adj_input * total)
-            out.append(control.control._ad_convert_riesz(dual, riesz_map=control.riesz_map) if apply_riesz else dual)
-        return self._controls.delist(out)
+        for total in self._derivative:
+            out.append(total.copy(deepcopy=True))
+            out[-1].dat.data[:] *= adj_input
+        return self._delisted(out, apply_riesz)
+
+    def _regularised(self, cofunctions, controls) -> list[Cofunction]:
+        """Return the cofunctions with the regularisation's derivative at (s, b) added to them."""
+        for total, part in zip(cofunctions, self.problem.regularisation.controls_derivative(*controls), strict=True):
+            total.dat.data[:] += part.dat.data_ro
+        return list(cofunctions)
+
+    def _delisted(self, cofunctions: list[Cofunction], apply_riesz: bool):
+        if apply_riesz:
+            cofunctions = [c.control._ad_convert_riesz(g, riesz_map=c.riesz_map)
+                           for c, g in zip(self._controls, cofunctions, strict=True)]
+        return self._controls.delist(cofunctions)
 
     def hessian(self, m_dot, hessian_input=None, evaluate_tlm: bool = True, apply_riesz: bool = False):
         """Return the Hessian of J times a direction: the Schur complement of the joint Hessian.
@@ -165,13 +184,7 @@ class ProjectedFunctional(AbstractReducedFunctional):
         _, _, mixed_W, mixed_beta = average.hessian(point, (dS, dB, np.zeros_like(W), np.zeros_like(beta)))
         reaction = -self._solver(np.vstack([mixed_W, mixed_beta]))
         hS, hb, _, _ = average.hessian(point, (dS, dB, reaction[:-1], reaction[-1]))
-        extra = self.problem.regularisation.controls_derivative(ds, db)
-        out = []
-        for control, h, e in zip(self._controls, self._cofunctions(hS, hb), extra, strict=True):
-            total = control.control._ad_init_zero(dual=True)
-            total.assign(h + e)
-            out.append(control.control._ad_convert_riesz(total, riesz_map=control.riesz_map) if apply_riesz else total)
-        return self._controls.delist(out)
+        return self._delisted(self._regularised(self._cofunctions(hS, hb), (ds, db)), apply_riesz)
 
     def tlm(self, m_dot) -> float:
         """Return the derivative of J in a direction."""
@@ -205,11 +218,7 @@ class ProjectedFunctional(AbstractReducedFunctional):
             self._solver = self._inner.hessian_solver(point[2], point[3])
         parts = self._sweeps.projected_product(
             point, *self.problem.network.layers(ds, db), lambda mixed: -self._solver(mixed))
-        extra = self.problem.regularisation.controls_derivative(ds, db)
-        out = self._cofunctions(*parts)
-        for total, part in zip(out, extra, strict=True):
-            total.dat.data[:] += part.dat.data_ro
-        return self._controls.delist(list(out))
+        return self._controls.delist(self._regularised(self._cofunctions(*parts), (ds, db)))
 
     def classifier(self) -> tuple[Function, Function]:
         """Return the best classifier (W, beta) at the last evaluated controls."""

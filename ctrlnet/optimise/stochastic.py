@@ -49,8 +49,8 @@ class SampleSchedule:
         For a sample without images, a factor below 1, no steps, or a share outside [0, 1].
     """
 
-    first: int = 200
-    growth: float = 3.0
+    first: int = 300
+    growth: float = 10.0
     iterations: int = 20
     held_out: float = 0.5
 
@@ -88,8 +88,8 @@ class StochasticOptimiser:
     schedule
         Sizes and steps.
     solver
-        Makes the method for a drawn sample: a function (functional, limits, course) -> an optimiser with ``solve()``.
-        Default: quasi-Newton.
+        Makes the method: a function (functional, limits, course) -> :class:`~ctrlnet.optimise.TaoOptimiser`. It goes
+        on from sample to sample by its ``over``. Default: quasi-Newton, which keeps its secant pairs.
     limits
         When to end. The iterations and the gradient's tolerance are those on the whole sample; drawn ones have the
         schedule's.
@@ -113,7 +113,7 @@ class StochasticOptimiser:
         callback: Callable[[Iteration], None] | None = None, accuracies: Accuracies | None = None,
     ):
         sample = functional.problem.average.sample
-        self.schedule = SampleSchedule(min(200, len(sample))) if schedule is None else schedule
+        self.schedule = SampleSchedule(min(SampleSchedule.first, len(sample))) if schedule is None else schedule
         if not sample.classes <= self.schedule.first <= len(sample):
             raise ValueError(
                 f"The first drawn sample must hold {sample.classes} images (one a class) to {len(sample)} (all of "
@@ -124,7 +124,8 @@ class StochasticOptimiser:
                 f"The sample has no image of class {', '.join(map(str, missing))}; every drawn sample needs one of "
                 "each class. Add images, or number the classes without gaps.")
         self.functional, self.rng = functional, rng
-        self._solver = TaoOptimiser if solver is None else solver
+        self._make = TaoOptimiser if solver is None else solver
+        self._optimiser: TaoOptimiser | None = None
         self._on_whole = Limits() if limits is None else limits
         self.course = Course(
             replace(self._on_whole, iterations=_UNLIMITED, relative_gradient=0.0), functional.problem.work,
@@ -155,11 +156,17 @@ class StochasticOptimiser:
                 size = self.schedule.next_size(size, total)
             if reason is None:
                 self.functional = self.functional.over(whole, *controls)
-                optimiser = self._solver(self.functional, limits=self._on_whole, course=self.course)
-                controls = optimiser.solve()
-                reason = optimiser.history.reason
+                controls = self._solve(self.functional, self._on_whole)
+                reason = self.history.reason
         self.history.reason = reason
         return controls
+
+    def _solve(self, functional: ProjectedFunctional, limits: Limits) -> list[Function]:
+        if self._optimiser is None:
+            self._optimiser = self._make(functional, limits=limits, course=self.course)
+        else:
+            self._optimiser.over(functional, limits)
+        return self._optimiser.solve()
 
     def _improve_on_a_draw(self, whole: SampleAverage, size: int, controls: list[Function]):
         """Draw, improve and test; return whether to keep the outcome, the controls and their functional."""
@@ -167,7 +174,7 @@ class StochasticOptimiser:
         others = order[size : size + int(size * self.schedule.held_out)]
         self._drawn = whole.over(np.sort(order[:size]), self._drawn)
         trial = self.functional.over(self._drawn, *controls)
-        found = self._solver(trial, limits=Limits(self.schedule.iterations), course=self.course).solve()
+        found = self._solve(trial, Limits(self.schedule.iterations))
         before, after = np.nan, np.nan
         if self.functional.solution is not None and others.size:
             self._tested = whole.over(np.sort(others), self._tested)

@@ -83,11 +83,24 @@ class TaoOptimiser:
         self._products, self._offset, self._started = 0, 0, 0
         self._reason: str | None = None
         self._evaluation = _Evaluation(functional, self.coordinates)
-        self._create(dict(parameters), options_prefix)
+        self._settings = dict(parameters), options_prefix
+        self._create(*self._settings)
+        self._continues = False
 
     @property
     def history(self) -> History:
         return self.course.history
+
+    def over(self, functional, limits: Limits) -> TaoOptimiser:
+        """Return this optimiser for another sample's functional; the next solve has the secant pairs of the last.
+
+        That is so for ``tao_lmvm_recycle``, where it starts from the last iterate; otherwise it starts afresh.
+        """
+        self.functional, self._limits, self._reason = functional, limits, None
+        self._evaluation, self._continues = _Evaluation(functional, self.coordinates), True
+        if self._initial is not None:
+            self._initial.functional = functional
+        return self
 
     # PETSc objects.
 
@@ -179,6 +192,15 @@ class TaoOptimiser:
         if self._reason is not None:
             tao.setConvergedReason(PETSc.TAO.ConvergedReason.CONVERGED_USER)
 
+    def _start(self) -> None:
+        """Set the starting point; a difference of points and gradients must not be one of two samples."""
+        x = self.coordinates.array([c.control for c in Enlist(self.functional.controls)])
+        if self._continues:
+            if np.abs(x - self._x.array_r).max() <= 1e-12 * np.abs(x).max():
+                return
+            self._create(*self._settings)
+        self._x.setArray(x)
+
     def solve(self) -> list[Function]:
         """Minimise from the controls' values and return the best controls; :attr:`history` says how it went.
 
@@ -192,7 +214,7 @@ class TaoOptimiser:
         """
         self.course.begin()
         self._offset = self._started = self.history.last.number if self.history.iterations else 0
-        self._x.setArray(self.coordinates.array([c.control for c in Enlist(self.functional.controls)]))
+        self._start()
         self._evaluation.require(self._x.array_r)
         with self.course, petsctools.inserted_options(self._tao):
             while True:

@@ -22,7 +22,7 @@ parser.add_argument("--train", type=int, default=2000)
 parser.add_argument("--test", type=int, default=1000)
 parser.add_argument("--work", type=float, default=200.0, help="work units of a method; first-order ones have twice")
 parser.add_argument("--newton-work", type=float, default=100.0, help="work units of methods with variable projection")
-parser.add_argument("--draw", type=int, default=200, help="images of the first drawn sample")
+parser.add_argument("--draw", type=int, default=300, help="images of the first drawn sample")
 parser.add_argument("--precision", choices=["double", "single"], default="single", help="of the states")
 parser.add_argument("--data", help="folder with the four IDX files of MNIST (default: the shipped sample)")
 parser.add_argument("--quick", action="store_true", help="200 images, 14x14 cells, a tenth of the work")
@@ -104,7 +104,7 @@ def joint(preset, euclidean=False):
 
 def projected(preset, initial=None, preconditioned=False, **settings):
     def make(**common):
-        functional = ProjectedFunctional(problem, *start[:2], inner_tolerance=1e-7)
+        functional = ProjectedFunctional(problem, *start[:2])
         coordinates = Coordinates(problem, functional.names)
         if initial is not None:
             settings["initial_hessian"] = SchurGaussNewton(functional, coordinates, draws(), **initial)
@@ -125,8 +125,8 @@ def drawn(initial=None):
             functional, limits=limits, course=course, coordinates=coordinates, initial_hessian=first, refresh=10**6)
 
     def make(**common):
-        functional = ProjectedFunctional(problem, *start[:2], inner_tolerance=1e-7)
-        schedule = SampleSchedule(min(arguments.draw, len(train)), growth=3.0, iterations=12)
+        functional = ProjectedFunctional(problem, *start[:2])
+        schedule = SampleSchedule(min(arguments.draw, len(train)))
         limits = Limits(10**6, work=arguments.newton_work * unit)
         return StochasticOptimiser(functional, draws(), schedule, solver=solver, limits=limits, **common)
 
