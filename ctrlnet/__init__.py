@@ -6,9 +6,26 @@ A network is ``dY/dt = sigma(sum_j s_j(t) D_j Y + b(t))`` on a finite-element me
 
 from ctrlnet.activations import Activation, identity, relu, smoothed_relu, tanh
 from ctrlnet.controls import ControlSpace
-from ctrlnet.dynamics import Antisymmetric, Hamiltonian, Hyperbolic, Parabolic, ReactionDiffusion, Residual
+from ctrlnet.dynamics import (
+    Antisymmetric,
+    Hamiltonian,
+    Hyperbolic,
+    Parabolic,
+    ReactionDiffusion,
+    Residual,
+    UserDynamics,
+)
 from ctrlnet.failures import PropagationError, StageSolveError
-from ctrlnet.integrators import IMEX, BackwardEuler, ForwardEuler, ImplicitMidpoint, RungeKutta, StoermerVerlet, Tableau
+from ctrlnet.integrators import (
+    IMEX,
+    BackwardEuler,
+    ForwardEuler,
+    ImplicitMidpoint,
+    Irksome,
+    RungeKutta,
+    StoermerVerlet,
+    Tableau,
+)
 from ctrlnet.losses import LeastSquares, SoftmaxCrossEntropy
 from ctrlnet.multilevel_average import MultilevelAverage
 from ctrlnet.multiscale import LevelResult, train_level, train_multiscale
@@ -35,10 +52,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IMEX", "Activation", "Antisymmetric", "BackwardEuler", "ControlSpace", "ForwardEuler", "Hamiltonian",
-    "Hyperbolic", "ImplicitMidpoint", "LeastSquares", "LevelResult", "MultilevelAverage", "Network", "Operator",
-    "Operators", "Parabolic", "PropagationError", "ReactionDiffusion", "Readout", "Residual", "RungeKutta", "Sample",
-    "SampleAverage", "SoftmaxCrossEntropy", "StageSolveError", "StoermerVerlet", "Tableau", "TrainingProblem", "Work",
-    "derivative", "identity", "interior_stencil", "laplacian", "low_order_operators", "propagate", "relu",
-    "second_derivative", "smoothed_relu", "stencil_operators", "tanh", "train_level", "train_multiscale",
-    "write_results",
+    "Hyperbolic", "ImplicitMidpoint", "Irksome", "LeastSquares", "LevelResult", "MultilevelAverage", "Network",
+    "Operator", "Operators", "Parabolic", "PropagationError", "ReactionDiffusion", "Readout", "Residual", "RungeKutta",
+    "Sample", "SampleAverage", "SoftmaxCrossEntropy", "StageSolveError", "StoermerVerlet", "Tableau", "TrainingProblem",
+    "UserDynamics", "Work", "derivative", "identity", "interior_stencil", "laplacian", "low_order_operators",
+    "propagate", "relu", "second_derivative", "smoothed_relu", "stencil_operators", "tanh", "train_level",
+    "train_multiscale", "write_results",
 ]

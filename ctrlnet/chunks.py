@@ -13,7 +13,6 @@ from ctrlnet.sample import Sample
 __all__ = ["Chunk", "Features", "chunk_size", "chunks_of"]
 
 _BYTES = 2**20  # of one state
-_MOST_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def chunk_size(sweep, split: ImageSplit) -> int:
     bytes_an_image = sweep.field(block).nbytes // block
     fitting = split.comm.allreduce(max(1, _BYTES // max(1, bytes_an_image) // block), op=MPI.MIN)
     needed = split.comm.allreduce(-(-(split.last - split.first) // block), op=MPI.MAX)
-    return block * min(fitting, _MOST_BLOCKS, max(needed, 1))
+    return block * min(fitting, sweep.most_blocks, max(needed, 1))
 
 
 def chunks_of(sample: Sample, split: ImageSplit, size: int) -> list[Chunk]:

@@ -7,19 +7,10 @@ import copy
 import numpy as np
 from firedrake import Cofunction, Ensemble, Function
 from firedrake.adjoint import Control, ReducedFunctional
-from pyadjoint import (
-    AdjFloat,
-    Block,
-    Tape,
-    annotate_tape,
-    continue_annotation,
-    get_working_tape,
-    pause_annotation,
-    set_working_tape,
-    stop_annotating,
-)
+from pyadjoint import AdjFloat, Block, annotate_tape, get_working_tape, stop_annotating
 
 from ctrlnet.losses import Loss
+from ctrlnet.own_tape import own_tape
 from ctrlnet.readout import Readout
 from ctrlnet.regularisation import Regularisation
 from ctrlnet.sample import Sample
@@ -208,20 +199,3 @@ class TrainingProblem:
         """Return the average loss over another sample, with work counted apart."""
         return SampleAverage(
             self.readout, sample, self.average.loss, ensemble=self.average.ensemble, projection=projection)
-
-
-class own_tape:
-    """Context in which annotation goes to a new tape; the caller's tape and annotation state come back."""
-
-    def __enter__(self) -> Tape:
-        self._annotating = annotate_tape()
-        self._outer = get_working_tape()
-        tape = Tape()
-        set_working_tape(tape)
-        continue_annotation()
-        return tape
-
-    def __exit__(self, *_) -> None:
-        set_working_tape(self._outer)
-        if not self._annotating:
-            pause_annotation()

@@ -162,7 +162,7 @@ class TestNetwork:
         class Other:
             pass
 
-        with pytest.raises(ValueError, match="no fused sweep for Other dynamics"):
+        with pytest.raises(ValueError, match="no sweep for Other dynamics"):
             Network(self.D, ControlSpace(1.0, 2, self.D, 2), dynamics=Other())
 
     def test_depth_and_mesh_can_be_changed(self):

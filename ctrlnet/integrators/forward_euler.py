@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctrlnet.dynamics import Residual
-from ctrlnet.dynamics.system import Dynamics
 from ctrlnet.integrators.runge_kutta import RungeKutta, Tableau
+from ctrlnet.integrators.scheme import require_formula
 from ctrlnet.kernels import FusedSweep
 from ctrlnet.operators import Operators
 
@@ -40,11 +40,7 @@ class ForwardEuler:
         ValueError
             If the dynamics are no formula.
         """
-        if not isinstance(dynamics, Dynamics):
-            raise ValueError(
-                f"There is no fused sweep for {type(dynamics).__name__} dynamics: a right-hand side derives from "
-                "ctrlnet.dynamics.system.Dynamics and gives its rate as a formula."
-            )
+        require_formula(self, dynamics)
         if not isinstance(dynamics, Residual):
             return RungeKutta(_TABLEAU).sweep(dynamics, operators, features, precision)
         return FusedSweep(operators.table, features, dynamics.activation, precision)

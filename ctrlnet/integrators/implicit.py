@@ -9,7 +9,7 @@ from firedrake import TrialFunction, assemble, interpolate
 from firedrake.mg.utils import get_level
 from pyadjoint import stop_annotating
 
-from ctrlnet.integrators.scheme import Scheme, mesh_for, traced_sweep
+from ctrlnet.integrators.scheme import Scheme, mesh_for, require_formula, traced_sweep
 from ctrlnet.kernels.implicit import ImplicitStage, Level
 from ctrlnet.kernels.program import Program, State
 from ctrlnet.kernels.step_sweep import StepSweep
@@ -42,8 +42,9 @@ class _OneStage(Scheme):
         Raises
         ------
         ValueError
-            If the precision is single: Newton's tolerance is below its round-off.
+            If the dynamics are no formula, or the precision is single: Newton's tolerance is below its round-off.
         """
+        require_formula(self, dynamics)
         if precision != "double":
             raise ValueError(
                 f"Implicit steps solve to tolerances below single precision's round-off; received precision "

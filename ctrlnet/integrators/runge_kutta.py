@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ctrlnet.integrators.scheme import Scheme, step_sweep
+from ctrlnet.integrators.scheme import Scheme, require_formula, step_sweep
 from ctrlnet.kernels.program import State, sum_of
 from ctrlnet.kernels.step_sweep import StepSweep
 from ctrlnet.operators import Operators
@@ -106,7 +106,14 @@ class RungeKutta(Scheme):
         return self.tableau.nodes
 
     def sweep(self, dynamics, operators: Operators, features: int, precision: str) -> StepSweep:
-        """Return the sweeps of this scheme for the given dynamics."""
+        """Return the sweeps of this scheme for the given dynamics.
+
+        Raises
+        ------
+        ValueError
+            If the dynamics are no formula.
+        """
+        require_formula(self, dynamics)
         tableau, h = self.tableau, dynamics.step_size
 
         def step(program, Y: State) -> State:

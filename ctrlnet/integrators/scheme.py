@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctrlnet.kernels.operations import OnMesh
+from ctrlnet.dynamics import UserDynamics
+from ctrlnet.dynamics.system import Dynamics
+from ctrlnet.kernels.operations import OnMesh, Run
 from ctrlnet.kernels.primitives import OperatorRows, Primitives
 from ctrlnet.kernels.program import Program
 from ctrlnet.kernels.stencil_table import StencilTable
-from ctrlnet.kernels.step_sweep import StepSweep
+from ctrlnet.kernels.step_sweep import StateFields, StepSweep
 from ctrlnet.operators import Operators, laplacian
 
-__all__ = ["Scheme", "mesh_for", "step_sweep", "traced_sweep"]
+__all__ = ["Scheme", "mesh_for", "require_formula", "step_sweep", "traced_sweep"]
 
 
 class Scheme:
@@ -37,6 +39,20 @@ class Scheme:
         return T / steps * (np.arange(steps)[:, None] + within).ravel()
 
 
+def require_formula(scheme, dynamics) -> None:
+    """Raise a ValueError if the dynamics give no rate that a scheme's program can be traced from."""
+    if isinstance(dynamics, UserDynamics):
+        raise ValueError(
+            f"{type(scheme).__name__} has no sweep for dynamics that are written as a UFL form; UserDynamics go with "
+            "Irksome(tableau)."
+        )
+    if not isinstance(dynamics, Dynamics):
+        raise ValueError(
+            f"{type(scheme).__name__} has no sweep for {type(dynamics).__name__} dynamics: a right-hand side derives "
+            "from ctrlnet.dynamics.system.Dynamics and gives its rate as a formula, or is a UFL form in UserDynamics."
+        )
+
+
 def step_sweep(formula, dynamics, operators: Operators, features: int, precision: str, stages: int) -> StepSweep:
     """Return the sweeps of a step given as a formula (program, state) -> state.
 
@@ -57,7 +73,11 @@ def step_sweep(formula, dynamics, operators: Operators, features: int, precision
 
 def traced_sweep(program: Program, mesh: OnMesh, stages: int, solver=None) -> StepSweep:
     """Return the sweeps of a program; see :class:`~ctrlnet.kernels.step_sweep.StepSweep`."""
-    return StepSweep(program, mesh, stages, solver)
+    primitives = mesh.primitives
+    fields = StateFields(
+        mesh.rows["operators"].table, mesh.nodes, program.parts, program.features, primitives.dtype,
+        primitives.image_block)
+    return StepSweep(fields, stages, lambda images: Run(program, mesh, images, solver))
 
 
 def mesh_for(program: Program, dynamics, operators: Operators, precision: str) -> OnMesh:

@@ -34,8 +34,8 @@ class ImplicitExplicitSweep:
         self.explicit = explicit
         self._solve = solve
         self._solves: dict[float, LinearSolve] = {}
-        for name in ("table", "features", "dtype", "lanes", "image_block", "image_derivatives", "trajectory",
-                     "trajectory_bytes", "field"):
+        for name in ("table", "features", "dtype", "lanes", "image_block", "most_blocks", "image_derivatives",
+                     "trajectory", "trajectory_bytes", "field"):
             setattr(self, name, getattr(explicit, name))
 
     def _implicit(self, h: float) -> LinearSolve:

@@ -1,16 +1,17 @@
-"""Sweeps of any step given as a program: forward, adjoint, tangent and second order."""
+"""Sweeps of any step that knows its derivatives: forward, adjoint, tangent and second order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from ctrlnet.kernels.operations import OnMesh, Run
-from ctrlnet.kernels.program import Program
-from ctrlnet.kernels.sweep import Trajectory
+from ctrlnet.kernels.operations import Run
+from ctrlnet.kernels.stencil_table import StencilTable
+from ctrlnet.kernels.sweep import FusedSweep, Trajectory, aligned_zeros
 
-__all__ = ["StepSweep", "StepTrajectory"]
+__all__ = ["StateFields", "StepSweep", "StepTrajectory"]
 
 
 class StepTrajectory(Trajectory):
@@ -32,61 +33,89 @@ class StepTrajectory(Trajectory):
     nbytes = property(lambda self: sum(p.nbytes for p in self.parts))
 
 
+@dataclass(frozen=True)
+class StateFields:
+    """The fields that a state has on one mesh.
+
+    Parameters
+    ----------
+    table
+        Rows of the network's operators: which nodes this rank owns.
+    nodes
+        Rows with ghosts.
+    parts, features
+        Fields of a state, features of each.
+    dtype, image_block
+        Of their numbers; images come in multiples of the block.
+    most_blocks
+        Of a chunk.
+    """
+
+    table: StencilTable
+    nodes: int
+    parts: int
+    features: int
+    dtype: np.dtype
+    image_block: int
+    most_blocks: int = FusedSweep.most_blocks
+
+    @property
+    def owned(self) -> int:
+        return self.table.owned
+
+    def zeros(self, rows: int, images: int) -> np.ndarray:
+        """Return a zero field (rows, C, images)."""
+        return aligned_zeros((rows, self.features, images), self.dtype)
+
+
 class StepSweep:
-    r"""A step :math:`Y_{k+1} = \Phi(Y_k; s, b, h)` given as a program, with the interface of :class:`FusedSweep`.
+    r"""A step :math:`Y_{k+1} = \Phi(Y_k; s, b, h)` of any kind, with the interface of :class:`FusedSweep`.
 
     Controls are arrays S (layers * stages, J, C, C) and b (layers * stages, C): a scheme may take them at several
     times in a step. Between the steps only states are kept; the derivatives run a step again to have the rest.
 
     Parameters
     ----------
-    program
-        The step.
-    mesh
-        Rows and kernels.
+    fields
+        Of a state.
     stages
         Rows of S and b that a step takes.
-    solver
-        inner run -> solver of its implicit stage, if the program has one.
+    make_run
+        Number of images -> the step for a chunk of so many, with the methods of
+        :class:`~ctrlnet.kernels.operations.Run`.
     """
 
     image_derivatives = False  # derivatives are sums over a chunk's images
     fuses_chunks = False
 
-    def __init__(
-        self, program: Program, mesh: OnMesh, stages: int, solver: Callable[[Run], object] | None = None
-    ):
-        self.program, self.mesh, self.stages = program, mesh, stages
-        self.features = program.features
-        self.dtype, self.lanes = mesh.primitives.dtype, mesh.primitives.lanes
-        self.image_block = mesh.primitives.image_block
-        self.table = mesh.rows["operators"].table
-        self._solver = solver
+    def __init__(self, fields: StateFields, stages: int, make_run: Callable[[int], Run]):
+        self.fields, self.stages = fields, stages
+        self.table, self.features, self.dtype = fields.table, fields.features, fields.dtype
+        self.image_block, self.most_blocks = fields.image_block, fields.most_blocks
+        self._make_run = make_run
         self._runs: dict[int, Run] = {}
 
     def _run(self, images: int) -> Run:
         if images not in self._runs:
-            self._runs[images] = Run(self.program, self.mesh, images, self._solver)
+            self._runs[images] = self._make_run(images)
         return self._runs[images]
 
     def trajectory(self, layers: int, images: int, keep: bool = True) -> StepTrajectory:
         """Return zeroed storage for a sweep over ``images`` images."""
         if images % self.image_block:
             raise ValueError(f"A chunk must hold a multiple of {self.image_block} images, received {images}.")
-        rows = layers + 1 if keep else 2
-        field = self.mesh.primitives.field
-        parts = [field(rows * self.mesh.nodes, images) for _ in range(self.program.parts)]
-        parts = [p.reshape(rows, self.mesh.nodes, self.features, images) for p in parts]
-        return StepTrajectory(parts, self.mesh.owned)
+        rows, nodes = layers + 1 if keep else 2, self.fields.nodes
+        parts = [self.fields.zeros(rows * nodes, images) for _ in range(self.fields.parts)]
+        return StepTrajectory([p.reshape(rows, nodes, self.features, images) for p in parts], self.fields.owned)
 
     def trajectory_bytes(self, layers: int, images: int) -> int:
         """Return the size of a trajectory with every state kept."""
-        rows = self.program.parts * self.mesh.nodes * (layers + 1)
+        rows = self.fields.parts * self.fields.nodes * (layers + 1)
         return rows * self.features * images * self.dtype.itemsize
 
     def field(self, images: int, ghosts: bool = False) -> np.ndarray:
         """Return a zero field of a chunk."""
-        return self.mesh.primitives.field(self.mesh.nodes if ghosts else self.mesh.owned, images)
+        return self.fields.zeros(self.fields.nodes if ghosts else self.fields.owned, images)
 
     def _controls(self, array: np.ndarray, k: int) -> np.ndarray:
         return array[k * self.stages : (k + 1) * self.stages]
@@ -96,7 +125,7 @@ class StepSweep:
 
     def forward(self, S: np.ndarray, b: np.ndarray, h: np.ndarray, trajectory: StepTrajectory) -> np.ndarray:
         """Propagate ``trajectory.initial``; return the owned rows of the final state's first part, a view."""
-        run, owned = self._run(trajectory.images), self.mesh.owned
+        run, owned = self._run(trajectory.images), self.fields.owned
         trajectory.biases = b.copy()
         for k in range(len(h)):
             run.at(self._controls(S, k), self._controls(b, k), h[k])
@@ -125,12 +154,12 @@ class StepSweep:
     def _lifted(self, lam: np.ndarray, hidden: list) -> list:
         """Return adjoints of all parts as fields with ghost rows, from the first part's owned rows."""
         whole = self.field(lam.shape[-1], ghosts=True)
-        whole[: self.mesh.owned] = lam
+        whole[: self.fields.owned] = lam
         return [whole, *hidden]
 
     def _lowered(self, adjoints: list, lam: np.ndarray) -> list:
         """Write the first part's adjoint to ``lam``; return copies of all, whose buffers the next step overwrites."""
-        lam[:] = 0 if adjoints[0] is None else adjoints[0][: self.mesh.owned]
+        lam[:] = 0 if adjoints[0] is None else adjoints[0][: self.fields.owned]
         return [None if a is None else a.copy() for a in adjoints]
 
     def adjoint(
@@ -144,7 +173,7 @@ class StepSweep:
             This rank's part of the derivatives with respect to S and b.
         """
         gS, gb = np.zeros(S.shape), np.zeros((len(S), self.features))
-        adjoints = self._lifted(lam, [None] * (self.program.parts - 1))
+        adjoints = self._lifted(lam, [None] * (self.fields.parts - 1))
         for _, rows, run in self._layers(S, h, trajectory):
             adjoints = self._lowered(run.adjoint(adjoints, gS[rows], gb[rows]), lam)
         return gS, gb
@@ -164,7 +193,7 @@ class StepSweep:
         tangent: StepTrajectory,
     ) -> np.ndarray:
         """Propagate a perturbation of (S, b, Y_0) along a trajectory; ``tangent.initial`` holds that of Y_0."""
-        run, owned = self._run(trajectory.images), self.mesh.owned
+        run, owned = self._run(trajectory.images), self.fields.owned
         for k in range(len(h)):
             rows = slice(k * self.stages, (k + 1) * self.stages)
             self._again(
@@ -182,7 +211,7 @@ class StepSweep:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Differentiate the adjoint sweep along a tangent; see :meth:`FusedSweep.second_order`."""
         gS, gb = np.zeros(S.shape), np.zeros((len(S), self.features))
-        hidden = [None] * (self.program.parts - 1)
+        hidden = [None] * (self.fields.parts - 1)
         adjoints, changes = self._lifted(lam, hidden), self._lifted(dlam, hidden)
         _, db = tangent.direction
         for k, rows, run in self._layers(S, h, trajectory):

@@ -53,11 +53,14 @@ class Trajectory:
     kept
         ``sigma(Z_k)`` or ``Z_k`` (the activation says which), or in a tangent sweep ``dZ_k``, as
         (layers, owned nodes, C, images).
+    parameters
+        What the dynamics learn beside coefficients and biases, (layers,), of the last forward sweep.
     """
 
     states: np.ndarray
     kept: np.ndarray | None
     owned: int
+    parameters: np.ndarray | None = None
 
     @property
     def initial(self) -> np.ndarray:
@@ -108,6 +111,7 @@ class FusedSweep:
     """
 
     image_derivatives = True  # there is an adjoint_each
+    most_blocks = 8  # of a chunk of images
 
     @property
     def fuses_chunks(self) -> bool:
