@@ -50,11 +50,15 @@ class ControlSpace:
         0: piecewise constant (DG0, one value a layer: the plain ResNet). 1: continuous, piecewise linear.
     refinements
         How many times :meth:`finer` can halve the control cells.
+    parameters
+        Further functions of time that the dynamics learn, the last components of b; see
+        :class:`~ctrlnet.ReactionDiffusion`.
 
     Attributes
     ----------
     s_space, b_space
-        Vector spaces on the time mesh. A value of s is the C-order flattening of ``s[j, out, in]``.
+        Vector spaces on the time mesh. A value of s is the C-order flattening of ``s[j, out, in]``, one of b the C
+        biases and the parameters.
 
     Raises
     ------
@@ -62,7 +66,9 @@ class ControlSpace:
         If T, cells, features or operators is not positive, or degree is neither 0 nor 1.
     """
 
-    def __init__(self, T: float, cells: int, operators, features: int, degree: int = 0, refinements: int = 0):
+    def __init__(
+        self, T: float, cells: int, operators, features: int, degree: int = 0, refinements: int = 0, parameters: int = 0
+    ):
         count = operators if isinstance(operators, int) else len(operators)
         if not 0 < T < np.inf:
             raise ValueError(f"The final time T must be positive and finite, received {T!r}.")
@@ -71,19 +77,20 @@ class ControlSpace:
                 raise ValueError(f"A control needs at least one of {what}, received {value!r}.")
         if degree not in (0, 1):
             raise ValueError(f"degree must be 0 (piecewise constant) or 1 (continuous linear), received {degree!r}.")
-        if refinements < 0:
-            raise ValueError(f"refinements must not be negative, received {refinements!r}.")
+        for what, value in (("refinements", refinements), ("parameters", parameters)):
+            if value < 0:
+                raise ValueError(f"{what} must not be negative, received {value!r}.")
         hierarchy = MeshHierarchy(IntervalMesh(cells, T, comm=COMM_SELF), refinements)
-        self._setup(T, cells, count, features, degree, hierarchy, 0)
+        self._setup(T, cells, count, features, degree, parameters, hierarchy, 0)
 
-    def _setup(self, T, cells, operators, features, degree, hierarchy, level) -> None:
+    def _setup(self, T, cells, operators, features, degree, parameters, hierarchy, level) -> None:
         self.T, self.cells, self.degree = float(T), cells, degree
-        self.operators, self.features = operators, features
+        self.operators, self.features, self.parameters = operators, features, parameters
         self._hierarchy, self._level = hierarchy, level
         self.mesh = hierarchy[level]
         family = "CG" if degree else "DG"
         self.s_space = VectorFunctionSpace(self.mesh, family, degree, dim=operators * features**2)
-        self.b_space = VectorFunctionSpace(self.mesh, family, degree, dim=features)
+        self.b_space = VectorFunctionSpace(self.mesh, family, degree, dim=features + parameters)
 
     def finer(self) -> ControlSpace:
         """Return the space with twice the control cells.
@@ -100,14 +107,14 @@ class ControlSpace:
             )
         space = object.__new__(ControlSpace)
         space._setup(
-            self.T, 2 * self.cells, self.operators, self.features, self.degree, self._hierarchy, self._level + 1
-        )
+            self.T, 2 * self.cells, self.operators, self.features, self.degree, self.parameters, self._hierarchy,
+            self._level + 1)
         return space
 
     def precedes(self, other: ControlSpace) -> bool:
         """Whether the other space is a finer level of the same hierarchy, for the same operators and features."""
-        same = (self.operators, self.features, self.degree) == (other.operators, other.features, other.degree)
-        return same and self._hierarchy is other._hierarchy and other._level > self._level
+        mine, theirs = ((c.operators, c.features, c.degree, c.parameters) for c in (self, other))
+        return mine == theirs and self._hierarchy is other._hierarchy and other._level > self._level
 
     def prolong(self, s: Function, b: Function, target: ControlSpace) -> tuple[Function, Function]:
         """Prolong controls of this space to a finer one of its hierarchy: more layers, same functions of time."""
@@ -172,7 +179,7 @@ class ControlSpace:
         return (sampling @ s.dat.data_ro.reshape(sampling.shape[1], -1)).reshape(-1, *shape)
 
     def b_layers(self, sampling: np.ndarray, b: Function) -> np.ndarray:
-        """Return b at the sampled times as (layers, C)."""
+        """Return b at the sampled times as (layers, C), with parameters (layers, C + parameters)."""
         return sampling @ b.dat.data_ro.reshape(sampling.shape[1], -1)
 
     def cofunctions(self) -> tuple[Cofunction, Cofunction]:

@@ -40,7 +40,7 @@ class Network:
     Raises
     ------
     ValueError
-        If the counts of operators differ, steps < 1, or the lift has another length than C.
+        If the counts of operators or of learned parameters differ, steps < 1, or the lift has another length than C.
     """
 
     def __init__(
@@ -74,6 +74,12 @@ class Network:
         self.lift = lift
         self.precision = precision
         self.sweep = self.integrator.sweep(self.dynamics, operators, controls.features, precision)
+        learned = self.dynamics.parameters
+        if controls.parameters != learned:
+            raise ValueError(
+                f"{type(self.dynamics).__name__} dynamics learn {learned} parameter(s) beside coefficients and biases, "
+                f"the control space has {controls.parameters}. Build it as ControlSpace(..., parameters={learned})."
+            )
 
     @property
     def features(self) -> int:
@@ -112,7 +118,7 @@ class Network:
         return Network(**(settings | changes))
 
     def layers(self, s: Function, b: Function) -> tuple[np.ndarray, np.ndarray]:
-        """Return the coefficients (N, J, C, C) and biases (N, C) of each layer."""
+        """Return the coefficients (N, J, C, C) and biases (N, C) of each layer, these with learned parameters."""
         return self.controls.s_layers(self.sampling, s), self.controls.b_layers(self.sampling, b)
 
     def state_space(self, images: int):

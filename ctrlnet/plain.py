@@ -54,10 +54,14 @@ _DIAGONAL_SOLVE = {"ksp_type": "preonly", "pc_type": "jacobi"}
 
 
 def layer_spaces(network: Network) -> tuple[WithGeometry, WithGeometry]:
-    """Return the spaces of one layer's s (J C C components, the C-order flattening of ``s[j, out, in]``) and b (C)."""
-    mesh, features = network.operators.mesh, network.features
-    count = len(network.operators) * features**2
-    return VectorFunctionSpace(mesh, "DG", 0, dim=count), VectorFunctionSpace(mesh, "DG", 0, dim=features)
+    """Return the spaces of one layer's s (J C C components, the C-order flattening of ``s[j, out, in]``) and b (C).
+
+    The components of b are those of the control in time: learned parameters follow the biases.
+    """
+    controls = network.controls
+    return tuple(
+        VectorFunctionSpace(network.operators.mesh, "DG", 0, dim=V.value_size)
+        for V in (controls.s_space, controls.b_space))
 
 
 def layer_controls(network: Network, s: Function, b: Function) -> tuple[list[Function], list[Function]]:
@@ -107,8 +111,8 @@ def layer_derivatives(
     """
     C = network.features
     sums = []
-    for layers, shape in ((s_layers, (len(network.operators), C, C)), (b_layers, (C,))):
-        own = np.array([layer.dat.data_ro.reshape(-1, *shape).sum(axis=0) for layer in layers])
+    for layers, shape in ((s_layers, (len(network.operators), C, C)), (b_layers, (-1,))):
+        own = np.array([layer.dat.data_ro.sum(axis=0).reshape(shape) for layer in layers])
         sums.append(network.comm.allreduce(own))
     return tuple(sums)
 
@@ -167,7 +171,8 @@ def plain_step(network: Network, s: Function, b: Function, Y: Function, h: Const
     if not isinstance(network.integrator, IMEX):
         return _mass_solve(right, V)
     u, v, out = TrialFunction(V), TestFunction(V), Function(V)
-    left = ufl.inner(u, v) * lumped_dx() - h * network.dynamics.diffusion(u, v)
+    r = split(b)[-1] if network.dynamics.learned else 0.0
+    left = ufl.inner(u, v) * lumped_dx() - h * network.dynamics.diffusion(u, v, r)
     solve(left == right, out, solver_parameters={"ksp_type": "preonly", "pc_type": "lu"})
     return out
 

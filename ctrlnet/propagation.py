@@ -56,7 +56,8 @@ class PropagationBlock(Block):
         net = self.network
         ds, db, dY0 = tlm_inputs
         dS = np.zeros_like(S) if ds is None else net.controls.s_layers(net.sampling, ds)
-        dB = np.zeros((len(S), net.features)) if db is None else net.controls.b_layers(net.sampling, db)
+        db = net.controls.functions()[1] if db is None else db
+        dB = net.controls.b_layers(net.sampling, db)
         tangent = net.sweep.trajectory(net.steps, self._padded())
         if dY0 is not None:
             self._unpack(dY0.dat.data_ro, tangent.initial)

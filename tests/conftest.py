@@ -160,8 +160,10 @@ def make_network():
             simplices = kind in ("triangle", "tetrahedron")
             operators = low_order_operators if simplices or kind == "hexahedron" else stencil_operators
         D = operators(V)
-        controls = ControlSpace(T, layers if control_cells is None else control_cells, D, features, degree)
         settings.setdefault("dynamics", Residual(activation))
+        controls = ControlSpace(
+            T, layers if control_cells is None else control_cells, D, features, degree,
+            parameters=settings["dynamics"].parameters)
         return Network(D, controls, steps=layers, **settings)
 
     return factory

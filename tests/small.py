@@ -14,7 +14,9 @@ def square(cells, quadrilateral=True, comm=COMM_WORLD):
 def small_network(cells=6, features=2, layers=3, T=1.5, basis=cn.low_order_operators, comm=COMM_WORLD, **settings):
     """A network on a square of 6 x 6 length units."""
     operators = basis(FunctionSpace(square(cells, comm=comm), "CG", 1))
-    return cn.Network(operators, cn.ControlSpace(T, layers, operators, features, refinements=1), **settings)
+    learned = settings["dynamics"].parameters if settings.get("dynamics") else 0
+    controls = cn.ControlSpace(T, layers, operators, features, refinements=1, parameters=learned)
+    return cn.Network(operators, controls, **settings)
 
 
 def blobs(count, classes=3, pixels=6, seed=0):

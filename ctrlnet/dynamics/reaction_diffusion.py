@@ -28,6 +28,10 @@ class ReactionDiffusion(Dynamics):
         Diffusivity, positive, in squared units of length of the mesh per unit of time.
     activation
         sigma, applied node by node.
+    learned
+        Learn the diffusivity too, :math:`\nu(t) = \nu e^{r(t)}`: positive whatever the control r, which is one
+        parameter of the control space, ``ControlSpace(..., parameters=1)``, and with it the last component of b. It
+        starts at 0 and the regularisation of b draws it there. For the IMEX step.
 
     Raises
     ------
@@ -39,6 +43,7 @@ class ReactionDiffusion(Dynamics):
 
     nu: float
     activation: Activation = tanh
+    learned: bool = False
 
     def __post_init__(self):
         if not 0 < self.nu < math.inf:
@@ -47,14 +52,23 @@ class ReactionDiffusion(Dynamics):
                 "without diffusion use Residual()."
             )
 
+    @property
+    def parameters(self) -> int:
+        return int(self.learned)
+
     def right_hand_side(self, Z):
         """Return the reaction as UFL, given Z = K Y + b at a node."""
         return self.activation(Z)
 
-    def diffusion(self, u, v) -> ufl.Form:
-        r"""Return the bilinear form of :math:`\nu\Delta`: (u, v) -> :math:`-\nu\int_L \nabla u\cdot\nabla v\,dx`."""
-        return -ufl.inner(ufl.grad(u), ufl.grad(v)) * Constant(self.nu) * lumped_dx()
+    def diffusion(self, u, v, r=0.0) -> ufl.Form:
+        r"""Return the form of :math:`\nu e^r\Delta`: (u, v) -> :math:`-\nu\int_L e^r\nabla u\cdot\nabla v\,dx`."""
+        return -ufl.inner(ufl.grad(u), ufl.grad(v)) * Constant(self.nu) * ufl.exp(r) * lumped_dx()
 
     def rate(self, program, stage: int, state: State) -> State:
+        if self.learned:
+            raise ValueError(
+                "A learned diffusivity, ReactionDiffusion(nu, learned=True), is for the IMEX step; others take a "
+                "fixed one. Use integrator=IMEX(), or learned=False."
+            )
         (Y,) = state
         return State([program.activate(program.K(Y, stage)) + program.laplacian(Y, self.nu)])

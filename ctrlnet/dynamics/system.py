@@ -14,11 +14,14 @@ class Dynamics:
     ----------
     parts
         Fields of the state: 1, or 2 for a system with velocities, which start at zero.
+    parameters
+        Functions of time that are learned beside coefficients and biases.
     step_size
         The symbol h for formulae of steps.
     """
 
     parts = 1
+    parameters = 0
     step_size = StepSize()
 
     def rate(self, program, stage: int, state: State) -> State:

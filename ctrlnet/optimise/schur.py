@@ -134,7 +134,7 @@ class SchurGaussNewton:
         """Return the coordinates (unknowns, images) of layers' derivatives (layers, J * C * C + C, images)."""
         network, coordinates = self.functional.problem.network, self.coordinates
         dofs = np.tensordot(network.sampling.astype(rows.dtype), rows, axes=(0, 0))
-        split = dofs.shape[1] - network.features
+        split = network.controls.s_space.value_size
         parts = [coordinates.dual_values("s", dofs[:, :split]), coordinates.dual_values("b", dofs[:, split:])]
         return np.concatenate([p.reshape(-1, p.shape[-1]) for p in parts])
 
