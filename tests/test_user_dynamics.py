@@ -200,6 +200,7 @@ def test_training_lowers_the_objective_on_one_mesh_and_over_two():
     assert result.history.iterations[0].objective < 0.9 * coarse.history.iterations[0].objective
 
 
+@pytest.mark.slow
 def test_newton_and_gauss_newton_take_user_dynamics():
     problem = user_problem(count=12)
     functional = ProjectedFunctional(problem, *problem.controls(np.random.default_rng(0))[:2])
@@ -291,8 +292,18 @@ class TestRefusals:
             cn.Irksome(EULER, images=0)
 
 
-@pytest.mark.parallel(nprocs=[2, 3])
-def test_same_numbers_on_any_number_of_ranks(annotation):
+@pytest.mark.parallel(nprocs=2)
+def test_same_numbers_on_two_ranks(annotation):
+    check_ranks(annotation)
+
+
+@pytest.mark.slow
+@pytest.mark.parallel(nprocs=3)
+def test_same_numbers_on_three_ranks(annotation):
+    check_ranks(annotation)
+
+
+def check_ranks(annotation):
     """State, gradient and Hessian product of one propagation, and the course of a short training."""
 
     def numbers(comm, quadrilateral, residual, tableau, parts):

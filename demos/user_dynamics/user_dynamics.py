@@ -32,7 +32,7 @@ parser.add_argument("--scheme", choices=["backward-euler", "qin-zhang", "gauss"]
                     help="of order 1, 2 or 4")
 parser.add_argument("--train", type=int, default=256, help="training images of the shipped sample")
 parser.add_argument("--test", type=int, default=256, help="test images")
-parser.add_argument("--iterations", type=int, nargs="+", default=[6, 3], help="quasi-Newton, of all or of each level")
+parser.add_argument("--iterations", type=int, nargs="+", default=[5, 2], help="quasi-Newton, of all or of each level")
 parser.add_argument("--readout", type=int, default=4, help="cells along each side of the classifier's mesh")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--output", default="results/user_dynamics")
@@ -114,7 +114,7 @@ coarsest = cn.Network(operators[0], controls, dynamics=dynamics, integrator=sche
 networks = [coarsest, *(coarsest.on(on_mesh.space) for on_mesh in operators[1:])]
 readout_mesh = RectangleMesh(arguments.readout, arguments.readout, SIDE, SIDE, quadrilateral=True)
 readout_space = FunctionSpace(readout_mesh, "CG", 1)
-regularisation = dict(control_size=1e-3, control_scales=operators[-1].norms, weights_gradient=1e-2, weights_size=1e-3)
+regularisation = dict(control_size=3e-3, control_scales=operators[-1].norms, weights_gradient=1e-2, weights_size=1e-3)
 work = cn.Work()
 problems = [
     cn.TrainingProblem(cn.Readout(network, 10, readout_space), train.averaged(28 // n), work=work, **regularisation)
