@@ -26,10 +26,8 @@ def counts(dynamics, scheme, quadrilateral, refinements):
         waves = [sin((k + 1) * x / 6 + k) * cos(y / 4 + 0.2 * k) for k in range(4)]
         Y0 = Function(network.state_space(2)).interpolate(as_vector(waves))
         cn.propagate(network, *network.controls.random(np.random.default_rng(0), 0.3), Y0)
-        (run,) = network.sweep._runs.values()
-        (stage,) = run.solvers.values()
-        newton.append(max(stage.newton_iterations))
-        krylov.append(max(stage.krylov_iterations))
+        for most, iterations in zip((newton, krylov), network.sweep.solver_iterations(), strict=True):
+            most.append(max(iterations))
     return newton, krylov
 
 

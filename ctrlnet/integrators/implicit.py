@@ -19,9 +19,9 @@ __all__ = ["BackwardEuler", "ImplicitMidpoint", "NEWTON_KRYLOV", "DERIVATIVES"]
 
 NEWTON_KRYLOV = {
     "snes_rtol": 1e-8, "snes_stol": 0.0, "snes_atol": 1e-12, "snes_max_it": 20, "snes_linesearch_type": "basic",
-    "ksp_type": "fgmres", "ksp_rtol": 1e-5, "ksp_max_it": 100, "pc_type": "mg",
-    "mg_levels_ksp_type": "gmres", "mg_levels_ksp_max_it": 3, "mg_levels_pc_type": "none",
-    "mg_levels_ksp_norm_type": "none", "mg_levels_ksp_convergence_test": "skip",
+    "ksp_type": "fgmres", "ksp_rtol": 1e-3, "ksp_max_it": 100, "pc_type": "mg",
+    "mg_levels_ksp_type": "python", "mg_levels_ksp_max_it": 3, "mg_levels_pc_type": "none",
+    "mg_levels_ksp_convergence_test": "skip",
     "mg_coarse_ksp_type": "gmres", "mg_coarse_ksp_rtol": 1e-2, "mg_coarse_ksp_max_it": 20, "mg_coarse_pc_type": "none",
 }
 DERIVATIVES = {k: v for k, v in NEWTON_KRYLOV.items() if not k.startswith("snes")} | {
@@ -80,9 +80,10 @@ class BackwardEuler(_OneStage):
     option                          meaning (default)
     ==============================  ====================================================================
     ``snes_rtol``, ``snes_max_it``  Newton: relative residual, most iterations (1e-8, 20)
-    ``ksp_type``, ``ksp_rtol``      Krylov method of a Newton step, its relative residual (fgmres, 1e-5)
+    ``ksp_type``, ``ksp_rtol``      Krylov method of a Newton step, its relative residual (fgmres, 1e-3)
     ``pc_type``                     ``mg`` on the mesh's hierarchy; ``none`` where it has none
-    ``mg_levels_ksp_max_it``        smoothing steps (3, of GMRES)
+    ``mg_levels_ksp_type``          smoother (``python``: that of :mod:`ctrlnet.kernels.minimal_residual`)
+    ``mg_levels_ksp_max_it``        smoothing steps (3)
     ``derivative_ksp_rtol``         of tangent and transposed solves (1e-13)
     ==============================  ====================================================================
 
@@ -120,11 +121,10 @@ def _levels(program: Program, dynamics, operators: Operators, precision: str) ->
             sets.append(operators.on(operators.space.reconstruct(mesh=hierarchy[k])))
     meshes = [mesh_for(program, dynamics, D, precision) for D in sets]
     levels = []
-    for k, D in enumerate(sets):
-        if k + 1 == len(sets):
-            levels.append(Level(meshes[k], D.mass))
-        else:
-            with stop_annotating():
-                P = assemble(interpolate(TrialFunction(sets[k + 1].space), D.space)).petscmat.copy()
-            levels.append(Level(meshes[k], D.mass, P, sets[k + 1].mass))
-    return levels
+    for k, D in enumerate(sets[:-1]):
+        coarse = sets[k + 1]
+        with stop_annotating():
+            P = assemble(interpolate(TrialFunction(coarse.space), D.space)).petscmat.copy()
+        with D.lumped_mass.dat.vec_ro as mass, coarse.lumped_mass.dat.vec_ro as coarse_mass:
+            levels.append(Level(meshes[k], (P, mass, coarse_mass)))
+    return [*levels, Level(meshes[-1])]

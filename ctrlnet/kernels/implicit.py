@@ -14,7 +14,10 @@ from petsc4py import PETSc
 
 from ctrlnet.failures import StageSolveError
 from ctrlnet.kernels.halo import Halo
+from ctrlnet.kernels.minimal_residual import MinimalResidual
 from ctrlnet.kernels.operations import OnMesh, Run
+from ctrlnet.kernels.row_product import RowProduct
+from ctrlnet.kernels.vectors import fields_of, parts_of, write
 
 __all__ = ["ImplicitStage", "Level", "Transfer"]
 
@@ -32,35 +35,48 @@ class Transfer:
         self._halo = Halo(comm, self._owned, ghosts)
         local = np.where(inside, columns - first, self._owned + np.searchsorted(ghosts, columns))
         shape = (start.size - 1, self._owned + ghosts.size)
-        self._matrix = sp.csr_array((values, local, start), shape=shape)
+        self._product = RowProduct(sp.csr_array((values, local, start), shape=shape), np.float64, np.float64, comm)
 
-    def __call__(self, field: np.ndarray) -> np.ndarray:
-        """Return the map of owned rows (nodes, ...) -> (rows, ...)."""
-        whole = np.zeros((self._matrix.shape[1], int(np.prod(field.shape[1:]))))
-        whole[: self._owned] = field.reshape(self._owned, whole.shape[1])
-        self._halo.update(whole)
-        return (self._matrix @ whole).reshape(-1, *field.shape[1:])
+    def __call__(self, field: np.ndarray, out: np.ndarray) -> None:
+        """Write the map of owned rows (nodes, ...) -> (rows, ...)."""
+        if self._halo.comm.size > 1:
+            whole = np.empty((self._product.shape[1], *field.shape[1:]))
+            whole[: self._owned] = field[: self._owned]
+            self._halo.update(whole)
+        else:
+            whole = field[: self._owned]
+        self._product(whole, out)
 
 
 class Level:
     r"""One mesh of the hierarchy, and the maps to the next coarser one; V_h -> V_H and their transposes.
 
     ``restrict`` is :math:`M_H^{-1}P^T M_h`, which keeps constants' integrals and maps functions to functions.
+
+    Parameters
+    ----------
+    mesh
+        Rows and kernels.
+    prolongation
+        P, with the lumped masses of this mesh and of the coarser one; None on the coarsest mesh.
     """
 
-    def __init__(self, mesh: OnMesh, mass: np.ndarray, prolongation: PETSc.Mat | None = None, coarse_mass=None):
-        self.mesh, self.mass, self.coarse_mass = mesh, mass[:, None, None], coarse_mass
-        if prolongation is not None:
-            transposed = PETSc.Mat()
-            prolongation.transpose(transposed)
-            self._up, self._down = Transfer(prolongation), Transfer(transposed)
-            self.coarse_mass = coarse_mass[:, None, None]
-
-    def prolong(self, field: np.ndarray, transposed: bool) -> np.ndarray:
-        return self.mass * self._up(field / self.coarse_mass) if transposed else self._up(field)
-
-    def restrict(self, field: np.ndarray, transposed: bool) -> np.ndarray:
-        return self._down(field) if transposed else self._down(self.mass * field) / self.coarse_mass
+    def __init__(self, mesh: OnMesh, prolongation: tuple[PETSc.Mat, PETSc.Vec, PETSc.Vec] | None = None):
+        self.mesh = mesh
+        if prolongation is None:
+            return
+        P, mass, coarse_mass = prolongation
+        transposed = PETSc.Mat()
+        P.transpose(transposed)
+        inverse = coarse_mass.copy()
+        inverse.reciprocal()
+        up, down = P.copy(), transposed.copy()
+        up.diagonalScale(L=mass, R=inverse)
+        down.diagonalScale(L=inverse, R=mass)
+        # By direction (up: to the finer mesh) and whether the solve is with the transposed operator.
+        self.transfers = {
+            (True, False): Transfer(P), (False, False): Transfer(down),
+            (True, True): Transfer(up), (False, True): Transfer(transposed)}
 
 
 class _Operator:
@@ -70,53 +86,36 @@ class _Operator:
         self.run, self.transposed = run, transposed
         self._changes = [None] * len(run.program.operations)
 
-    def mult(self, _, x, y):
-        v = fields_of(self.run, x, "krylov")
+    def terms(self, v: list[np.ndarray]) -> list[list[tuple[float, np.ndarray]]]:
+        """Return A v, for each part factors and fields whose sum it is; v has room for ghost rows."""
         if self.transposed:
-            result = self.run.adjoint(v, what="krylov adjoint")
+            moved = [[(1.0, f)] if f is not None else [] for f in self.run.adjoint(v, what="krylov adjoint")]
         else:
-            result = self.run.tangent(v, None, None, "krylov change", self._changes)
-        write(self.run, y, v, result)
+            moved = self.run.tangent_terms(v, "krylov change", self._changes)
+        return [[(1.0, x), *((-c, f) for c, f in terms)] for x, terms in zip(v, moved, strict=True)]
+
+    def mult(self, _, x, y):
+        write(self.run, y, self.terms(fields_of(self.run, x, "krylov")))
 
 
 class _Between:
     """The shell of a prolongation (mult of rank fine x coarse) or a restriction."""
 
-    def __init__(self, level: Level, fine: Run, coarse: Run, transposed: bool, up: bool):
-        self.level, self.transposed, self.up = level, transposed, up
-        self.source = coarse if up else fine
+    def __init__(self, transfer: Transfer, source: Run, target: Run):
+        self.transfer, self.source, self.target = transfer, source, target
+        self._image: PETSc.Vec | None = None
 
     def mult(self, _, x, y):
-        run = self.source
-        parts = x.array_r.reshape(run.program.parts, run.mesh.owned, run.primitives.features, run.images)
-        carry = self.level.prolong if self.up else self.level.restrict
-        y.array = np.concatenate([carry(p, self.transposed).ravel() for p in parts])
+        for part, out in zip(parts_of(self.source, x.array_r), parts_of(self.target, y.array), strict=True):
+            self.transfer(part, out)
 
     def multAdd(self, mat, x, y, z):
-        result = z.duplicate()
-        self.mult(mat, x, result)
-        result.axpy(1.0, y)
-        result.copy(z)
-
-
-def fields_of(run: Run, vector: PETSc.Vec, what: str) -> list[np.ndarray]:
-    """Return the fields of a vector, with room for ghost rows."""
-    owned = run.mesh.owned
-    fields = [run.buffer(what, -1, k) for k in range(run.program.parts)]
-    values = vector.array_r.reshape(len(fields), owned, *fields[0].shape[1:])
-    for f, value in zip(fields, values, strict=True):
-        f[:owned] = value
-    return fields
-
-
-def write(run: Run, vector: PETSc.Vec, fields: list, minus: list) -> None:
-    """vector = fields - minus; None is zero."""
-    owned = run.mesh.owned
-    out = vector.array.reshape(len(fields), owned, run.primitives.features, run.images)
-    for k, (f, m) in enumerate(zip(fields, minus, strict=True)):
-        out[k] = 0 if f is None else f[:owned]
-        if m is not None:
-            out[k] -= m[:owned]
+        if self._image is None:
+            self._image = z.duplicate()
+        self.mult(mat, x, self._image)
+        if y.handle != z.handle:
+            y.copy(z)
+        z.axpy(1.0, self._image)
 
 
 class ImplicitStage:
@@ -148,14 +147,16 @@ class ImplicitStage:
         self._x = x
         self._snes.getKSP().setMonitor(self._count)
         petsctools.set_from_options(self._snes, parameters=parameters, options_prefix=prefix)
-        self._multigrid(self._snes.getKSP().getPC(), False)
+        with petsctools.inserted_options(self._snes):
+            self._multigrid(self._snes.getKSP().getPC(), False)
         self._ksp = {}
         for transposed in (False, True):
             ksp = PETSc.KSP().create(self.comm)
             A = J if not transposed else self._matrix(_Operator(run, True), run, run)
             ksp.setOperators(A, A)
             petsctools.set_from_options(ksp, parameters=linear_parameters, options_prefix=prefix + "derivative_")
-            self._multigrid(ksp.getPC(), transposed)
+            with petsctools.inserted_options(ksp):
+                self._multigrid(ksp.getPC(), transposed)
             self._ksp[transposed] = ksp
 
     def _vector(self, run: Run) -> PETSc.Vec:
@@ -175,13 +176,21 @@ class ImplicitStage:
         pc.setMGLevels(count)
         for i, run in enumerate(self.runs):  # PETSc's level 0 is the coarsest
             level = count - 1 - i
-            A = self._matrix(_Operator(run, transposed), run, run)
-            pc.getMGSmoother(level).setOperators(A, A)
+            operator = _Operator(run, transposed)
+            A = self._matrix(operator, run, run)
+            smoother = pc.getMGSmoother(level)
+            smoother.setOperators(A, A)
             if i + 1 < count:
+                smoother.setFromOptions()
+                if smoother.getType() == PETSc.KSP.Type.PYTHON:
+                    smoother.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
+                    smoother.setPCSide(PETSc.PC.Side.RIGHT)
+                    smoother.setPythonContext(MinimalResidual(operator, self.comm))
                 coarse = self.runs[i + 1]
                 for up in (True, False):
-                    shell = _Between(self.levels[i], run, coarse, transposed, up)
-                    matrix = self._matrix(shell, *((run, coarse) if up else (coarse, run)))
+                    target, source = (run, coarse) if up else (coarse, run)
+                    shell = _Between(self.levels[i].transfers[up, transposed], source, target)
+                    matrix = self._matrix(shell, target, source)
                     (pc.setMGInterpolation if up else pc.setMGRestriction)(level, matrix)
         pc.setFromOptions()
 
@@ -191,8 +200,7 @@ class ImplicitStage:
     def _residual(self, snes, x, F) -> None:
         U = fields_of(self.run, x, "newton")
         G = self.run.evaluate(U)
-        moved = [u[: self.run.mesh.owned] - y[: self.run.mesh.owned] for u, y in zip(U, self._right, strict=True)]
-        write(self.run, F, moved, G)
+        write(self.run, F, [[(1.0, u), (-1.0, y), (-1.0, g)] for u, y, g in zip(U, self._right, G, strict=True)])
 
     def _linearise(self, snes, x, A, B) -> None:
         if snes is not None and snes.getIterationNumber():
@@ -204,7 +212,7 @@ class ImplicitStage:
             coarse = []
             for k, u in enumerate(U):
                 field = run.buffer("state", -1, k)
-                field[: run.mesh.owned] = self.levels[i].restrict(u[:fine], False)
+                self.levels[i].transfers[False, False](u[:fine], field[: run.mesh.owned])
                 coarse.append(field)
             U = coarse
             run.at(self.run.S, self.run.b, self.run.h).evaluate(U)
@@ -213,7 +221,7 @@ class ImplicitStage:
     def nonlinear(self, U: list[np.ndarray], right: list[np.ndarray]) -> None:
         """Solve U - g(U) = right from the first guess in U, which is overwritten; g is linearised there."""
         self._right, self._krylov = right, 0
-        write(self.run, self._x, U, [None] * len(U))
+        write(self.run, self._x, [[(1.0, u)] for u in U])
         with petsctools.inserted_options(self._snes):
             self._snes.solve(None, self._x)
         self.newton_iterations.append(self._snes.getIterationNumber())
@@ -234,7 +242,7 @@ class ImplicitStage:
     def linear(self, right: list, out: list[np.ndarray], transposed: bool) -> None:
         """Solve with A = I - g'(U), or its transpose, at the last solution."""
         ksp, b, x = self._ksp[transposed], self._vector(self.run), self._vector(self.run)
-        write(self.run, b, right, [None] * len(right))
+        write(self.run, b, [[] if f is None else [(1.0, f)] for f in right])
         with petsctools.inserted_options(ksp):
             ksp.solve(b, x)
         if ksp.getConvergedReason() < 0:

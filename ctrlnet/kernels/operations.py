@@ -69,6 +69,18 @@ class Run:
             changes[i] = operation.tangent(self, i, changes, what)
         return [changes[i] for i in self.program.outputs]
 
+    def tangent_terms(self, inputs, what: str, changes: list) -> list[list[tuple[float, np.ndarray]]]:
+        """Return the outputs' changes along one of the inputs as terms, factors and fields: last sums are not made."""
+        self.input_changes, self.dS, self.db = inputs, None, None
+        operations, last = self.program.operations, self.program.last_sums
+        for i, operation in enumerate(operations):
+            if i not in last:
+                changes[i] = operation.tangent(self, i, changes, what)
+        return [
+            operations[i].held(self, changes) if i in last else ([] if changes[i] is None else [(1.0, changes[i])])
+            for i in self.program.outputs
+        ]
+
     def adjoint(self, outputs, gS=None, gb=None, what: str = "adjoint") -> list:
         """Return the adjoints of the inputs (None: zero) and add those of the controls to gS, gb if given."""
         bars = Bars(self, what)
@@ -116,10 +128,8 @@ class Bars:
             return
         target, held = self.target(i)
         owned = self.run.mesh.owned
-        if held:
-            target[:owned] += field[:owned] if factor == 1.0 else factor * field[:owned]
-        else:
-            np.multiply(field[:owned], factor, out=target[:owned])
+        terms = ([1.0, factor], [target, field]) if held else ([factor], [field])
+        self.run.primitives.weighted_sum(*terms, target[:owned])
 
     def add_part(self, i: int, part: int, field: np.ndarray) -> None:
         """Add to one part of an operation with several results."""
@@ -266,16 +276,15 @@ class Combine:
     def _factors(self, h):
         return [(x, sum(c * h**p for p, c in powers)) for x, powers in self.terms]
 
+    def held(self, run, fields) -> list[tuple[float, np.ndarray]]:
+        """Return factors and fields of the terms that are not zero."""
+        return [(factor, fields[x]) for x, factor in self._factors(run.h) if fields[x] is not None]
+
     def _sum(self, run, fields, out):
-        owned, held = run.mesh.owned, False
-        for x, factor in self._factors(run.h):
-            if fields[x] is not None:
-                if held:
-                    out[:owned] += factor * fields[x][:owned]
-                else:
-                    np.multiply(fields[x][:owned], out.dtype.type(factor), out=out[:owned])
-                held = True
-        return held
+        held = self.held(run, fields)
+        if held:
+            run.primitives.weighted_sum([c for c, _ in held], [f for _, f in held], out[: run.mesh.owned])
+        return bool(held)
 
     def value(self, run, i):
         out = run.buffer("value", i)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.resources
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from mpi4py import MPI
@@ -76,6 +77,7 @@ class Primitives:
         self.features = features
         self.dtype = np.dtype(np.float32 if single else np.float64)
         self.lanes = 16 if single else 8
+        self._identity = np.eye(features)
         self.keeps_value = activation.keeps_value
         vectors = 4 if min(features, _BLOCK) <= 6 else 2
         self.image_block = self.lanes * vectors
@@ -112,11 +114,14 @@ class Primitives:
         self._run_apply(rows.transposed, S, None, mu, out, accumulate)
 
     def _run_apply(self, pattern, S, b, x, out, accumulate) -> None:
+        vectors, more = ctypes.c_int(x.shape[-1] // self.lanes), ctypes.c_int(accumulate)
+        if b is None and len(S) == 1 and np.array_equal(S[0], S[0, 0, 0] * self._identity):
+            factor = ctypes.c_double(S[0, 0, 0])
+            self._library.apply_alone(ctypes.byref(pattern), vectors, more, factor, _pointer(x), _pointer(out))
+            return
         bias = np.zeros(self.features, self.dtype) if b is None else self._cast(b)
         coefficients = self._cast(S)
-        self._library.apply(
-            ctypes.byref(pattern), ctypes.c_int(x.shape[-1] // self.lanes), ctypes.c_int(accumulate),
-            *map(_pointer, (coefficients, bias, x, out)))
+        self._library.apply(ctypes.byref(pattern), vectors, more, *map(_pointer, (coefficients, bias, x, out)))
 
     def contract(self, rows: OperatorRows, mu: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Return this rank's sum over nodes and images of mu (D_j x)^T, (J, C, C); mu has its ghosts filled."""
@@ -136,6 +141,13 @@ class Primitives:
     def curvature_times(self, kept: np.ndarray, dz: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
         """out += sigma'' dz w."""
         self._library.curvature_times(self._count(w), *map(_pointer, (kept, dz, w, out)))
+
+    def weighted_sum(self, factors: Sequence[float], fields: Sequence[np.ndarray], out: np.ndarray) -> None:
+        """out = sum of factors times fields, over the values of ``out``; contiguous arrays anywhere in memory."""
+        pointers = (ctypes.c_void_p * len(fields))(*(f.ctypes.data for f in fields))
+        numbers = (ctypes.c_double * len(factors))(*factors)
+        self._library.weighted_sum(
+            ctypes.c_size_t(out.size), ctypes.c_int(len(fields)), numbers, pointers, _pointer(out))
 
     def _count(self, field: np.ndarray) -> ctypes.c_size_t:
         return ctypes.c_size_t(field.size // self.lanes)

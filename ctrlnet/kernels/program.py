@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -165,6 +166,19 @@ class Program:
             if isinstance(o, Resolve):
                 found |= o.inner.kinds()
         return found
+
+    @cached_property
+    def last_sums(self) -> frozenset[int]:
+        """Sums at the end of the program that are outputs and nothing else."""
+        found: set[int] = set()
+        used: set[int] = set()
+        for i in reversed(range(len(self.operations))):
+            operation = self.operations[i]
+            if not (isinstance(operation, Combine) and i in self.outputs):
+                break
+            found.add(i)
+            used |= {x for x, _ in operation.terms}
+        return frozenset(found - used)
 
     @property
     def implicit(self) -> bool:

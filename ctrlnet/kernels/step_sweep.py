@@ -100,6 +100,11 @@ class StepSweep:
             self._runs[images] = self._make_run(images)
         return self._runs[images]
 
+    def solver_iterations(self) -> tuple[list[int], list[int]]:
+        """Return Newton's iterations of each stage solved so far, and Krylov's of each of those; empty if explicit."""
+        stages = [stage for run in self._runs.values() for stage in run.solvers.values()]
+        return sum((s.newton_iterations for s in stages), []), sum((s.krylov_iterations for s in stages), [])
+
     def trajectory(self, layers: int, images: int, keep: bool = True) -> StepTrajectory:
         """Return zeroed storage for a sweep over ``images`` images."""
         if images % self.image_block:
