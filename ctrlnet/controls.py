@@ -30,7 +30,10 @@ from firedrake import (
 )
 from pyadjoint import stop_annotating
 
-__all__ = ["ControlSpace"]
+__all__ = ["BEFORE_JUMP", "ControlSpace"]
+
+# As a share of T: a time that is so little before a jump is before it, one that is a tenth of that is at it.
+BEFORE_JUMP = 1e-12
 
 
 class ControlSpace:
@@ -163,7 +166,7 @@ class ControlSpace:
         """
         position = np.asarray(times) / self.T * self.cells
         out = np.zeros((position.size, self._times.size))
-        cell = np.minimum(np.floor(position + 1e-9).astype(int), self.cells - 1)
+        cell = np.minimum(np.floor(position + 0.1 * BEFORE_JUMP * self.cells).astype(int), self.cells - 1)
         rows = np.arange(position.size)
         if self.degree == 0:
             out[rows, self._order[cell]] = 1.0

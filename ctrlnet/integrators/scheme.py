@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ctrlnet.controls import BEFORE_JUMP
 from ctrlnet.dynamics import UserDynamics
 from ctrlnet.dynamics.system import Dynamics
 from ctrlnet.kernels.operations import OnMesh, Run
@@ -35,8 +36,9 @@ class Scheme:
 
         A time at the end of a step is a little before it: where controls jump, a step sees their values within.
         """
-        within = np.minimum(self.nodes, 1 - 1e-12)
-        return T / steps * (np.arange(steps)[:, None] + within).ravel()
+        nodes = np.array(self.nodes)
+        times = T / steps * (np.arange(steps)[:, None] + nodes)
+        return (times - np.where(nodes < 1, 0.0, BEFORE_JUMP * T)).ravel()
 
 
 def require_formula(scheme, dynamics) -> None:
