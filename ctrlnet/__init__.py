@@ -5,6 +5,7 @@ A network is ``dY/dt = sigma(sum_j s_j(t) D_j Y + b(t))`` on a finite-element me
 """
 
 from ctrlnet.activations import Activation, identity, relu, smoothed_relu, tanh
+from ctrlnet.adaptive_depth import AdaptiveDepth, DepthError, DepthEstimate, adapt_depth
 from ctrlnet.controls import ControlSpace
 from ctrlnet.dynamics import (
     Antisymmetric,
@@ -51,11 +52,12 @@ from ctrlnet.work import Work
 __version__ = "0.1.0"
 
 __all__ = [
-    "IMEX", "Activation", "Antisymmetric", "BackwardEuler", "ControlSpace", "ForwardEuler", "Hamiltonian",
-    "Hyperbolic", "ImplicitMidpoint", "Irksome", "LeastSquares", "LevelResult", "MultilevelAverage", "Network",
-    "Operator", "Operators", "Parabolic", "PropagationError", "ReactionDiffusion", "Readout", "Residual", "RungeKutta",
-    "Sample", "SampleAverage", "SoftmaxCrossEntropy", "StageSolveError", "StoermerVerlet", "Tableau", "TrainingProblem",
-    "UserDynamics", "Work", "derivative", "identity", "interior_stencil", "laplacian", "low_order_operators",
-    "propagate", "relu", "second_derivative", "smoothed_relu", "stencil_operators", "tanh", "train_level",
-    "train_multiscale", "write_results",
+    "IMEX", "Activation", "AdaptiveDepth", "Antisymmetric", "BackwardEuler", "ControlSpace", "DepthError",
+    "DepthEstimate", "ForwardEuler", "Hamiltonian", "Hyperbolic", "ImplicitMidpoint", "Irksome", "LeastSquares",
+    "LevelResult", "MultilevelAverage", "Network", "Operator", "Operators", "Parabolic", "PropagationError",
+    "ReactionDiffusion", "Readout", "Residual", "RungeKutta", "Sample", "SampleAverage", "SoftmaxCrossEntropy",
+    "StageSolveError", "StoermerVerlet", "Tableau", "TrainingProblem", "UserDynamics", "Work", "adapt_depth",
+    "derivative", "identity", "interior_stencil", "laplacian", "low_order_operators", "propagate", "relu",
+    "second_derivative", "smoothed_relu", "stencil_operators", "tanh", "train_level", "train_multiscale",
+    "write_results",
 ]
