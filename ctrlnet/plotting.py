@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["plot_confusion", "plot_convergence", "plot_images", "plot_stencils"]
+__all__ = [
+    "Panel", "plot_confusion", "plot_convergence", "plot_fields", "plot_images", "plot_panels", "plot_stencils"]
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -114,4 +116,47 @@ def plot_confusion(path: str | Path, matrices: Mapping[str, np.ndarray], columns
         axes.tick_params(labelsize=6, length=0)
         for truth, guess in zip(*np.nonzero(matrix), strict=True):
             axes.text(guess, truth, str(matrix[truth, guess]), ha="center", va="center", fontsize=4)
+    _save(figure, path)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One diagram of :func:`plot_panels`: named curves (abscissae, ordinates) with logarithmic abscissae."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    curves: Mapping[str, Curve]
+    logarithmic: bool = False
+
+
+def plot_panels(path: str | Path, panels: Sequence[Panel]) -> None:
+    """Draw diagrams side by side, their abscissae, for example cells or steps, at the places that were measured."""
+    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, (x, y) in panel.curves.items():
+            axes.plot(x, y, marker="o", markersize=4, label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log" if panel.logarithmic else "linear")
+        places = sorted({value for x, _ in panel.curves.values() for value in x})
+        axes.set_xticks(places, [f"{p:g}" for p in places])
+        axes.set_title(panel.title, fontsize=10)
+        axes.set_xlabel(panel.xlabel)
+        axes.set_ylabel(panel.ylabel)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def plot_fields(path: str | Path, fields: Mapping[str, np.ndarray], columns: int) -> None:
+    """Draw fields on square grids, (rows, columns) with the top row first, each in its own range of colours."""
+    rows = -(-len(fields) // columns)
+    figure = Figure(figsize=(2.3 * columns, 2.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, (title, field) in zip(grid, fields.items(), strict=False):
+        image = axes.imshow(field, cmap="RdBu_r")
+        axes.set_title(title, fontsize=8)
+        figure.colorbar(image, ax=axes, shrink=0.7).ax.tick_params(labelsize=6)
     _save(figure, path)
