@@ -21,7 +21,6 @@ from firedrake import (
 from pyadjoint import (
     Tape,
     annotate_tape,
-    continue_annotation,
     get_working_tape,
     pause_annotation,
     set_working_tape,
@@ -29,6 +28,7 @@ from pyadjoint import (
 )
 
 from ctrlnet import ControlSpace, Network, Residual, low_order_operators, stencil_operators, tanh
+from ctrlnet.own_tape import own_tape
 
 # Whatever starts several ranks does so through the launcher that does not wait for ever.
 os.environ["PATH"] = os.pathsep.join([str(Path(__file__).parent / "launcher"), os.environ.get("PATH", os.defpath)])
@@ -47,25 +47,10 @@ def fresh_tape():
     assert not blocks, f"this test left {blocks} blocks on the working tape"
 
 
-class annotated:
-    """Context that annotates on a tape of its own, for the tests' own functionals."""
-
-    def __enter__(self) -> Tape:
-        self._outer = get_working_tape()
-        tape = Tape()
-        set_working_tape(tape)
-        continue_annotation()
-        return tape
-
-    def __exit__(self, *_) -> None:
-        pause_annotation()
-        set_working_tape(self._outer)
-
-
 @pytest.fixture
 def annotation():
-    """The context :class:`annotated`, to be called once a functional."""
-    return annotated
+    """The context of a tape of its own, to be called once a functional."""
+    return own_tape
 
 
 def make_mesh(kind: str, cells: int = 4, width: float = 1.0, comm=COMM_WORLD):

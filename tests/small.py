@@ -39,3 +39,25 @@ def small_problem(cells=6, count=60, network=None, **settings):
     readout = cn.Readout(network, 3, FunctionSpace(square(2, comm=network.comm), "CG", 1))
     defaults = dict(control_size=1e-3, weights_gradient=1e-2, weights_size=1e-2)
     return cn.TrainingProblem(readout, blobs(count), **(defaults | settings))
+
+
+def check_derivatives_whatever_the_memory(network, assert_taylor):
+    """Value, scores and gradient are the same with stored, recomputed and checkpointed states; then Taylor tests."""
+    values, gradients = [], []
+    for limit in (2**31, 2 * network.sweep.trajectory_bytes(5, 32), 1):
+        problem = small_problem(network=network, memory_limit=limit)
+        point = list(problem.controls(np.random.default_rng(0)))
+        for f, scale in zip(point[1:3], (0.3, 1.0), strict=True):
+            f.dat.data[:] = scale * np.random.default_rng(1).standard_normal(f.dat.data_ro.shape)
+        functional = problem.reduced_functional(*point)
+        values.append(float(functional(point)))
+        scores = problem.average.scores(*problem.arrays(*point))
+        np.testing.assert_array_equal(problem.average.scores(*problem.arrays(*point)), scores)
+        gradients.append(np.concatenate([g.dat.data_ro.ravel() for g in functional.derivative()]))
+    np.testing.assert_allclose(values[1:], values[0], rtol=1e-14)
+    for gradient in gradients[1:]:
+        np.testing.assert_allclose(gradient, gradients[0], rtol=0, atol=1e-13 * np.abs(gradients[0]).max())
+    direction = [f._ad_copy() for f in point]
+    for f in direction:
+        f.dat.data[:] = 0.1 * np.random.default_rng(2).standard_normal(f.dat.data_ro.shape)
+    assert_taylor(functional, point, direction)

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import ufl
 from firedrake import COMM_SELF, COMM_WORLD, Function, FunctionSpace, Mesh, RectangleMesh, assemble, dx, inner
 from firedrake.adjoint import Control, ReducedFunctional
-from small import small_network, small_problem
+from small import check_derivatives_whatever_the_memory, small_network, small_problem
 from test_parallel import SQUARE, assert_equal, propagation_numbers
 
 import ctrlnet as cn
@@ -179,21 +179,7 @@ def test_single_precision(make_case):
 def test_training_problem_with_any_memory(assert_taylor):
     """The gradient of a training problem is the same with stored, recomputed and checkpointed states."""
     network = small_network(layers=5, **IMEX)
-    values, gradients = [], []
-    for limit in (2**31, 2 * network.sweep.trajectory_bytes(5, 32), 1):
-        problem = small_problem(network=network, memory_limit=limit)
-        point = list(problem.controls(np.random.default_rng(0)))
-        point[2].dat.data[:] = np.random.default_rng(1).standard_normal(point[2].dat.data_ro.shape)
-        functional = problem.reduced_functional(*point)
-        values.append(float(functional(point)))
-        gradients.append(np.concatenate([g.dat.data_ro.ravel() for g in functional.derivative()]))
-    np.testing.assert_allclose(values[1:], values[0], rtol=1e-14)
-    for gradient in gradients[1:]:
-        np.testing.assert_allclose(gradient, gradients[0], rtol=0, atol=1e-13 * np.abs(gradients[0]).max())
-    direction = [f._ad_copy() for f in point]
-    for f in direction:
-        f.dat.data[:] = 0.1 * np.random.default_rng(2).standard_normal(f.dat.data_ro.shape)
-    assert_taylor(functional, point, direction)
+    check_derivatives_whatever_the_memory(network, assert_taylor)
 
 
 def test_it_learns_on_one_mesh_and_runs_on_another():

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 from firedrake import COMM_SELF, COMM_WORLD, Function, FunctionSpace, RectangleMesh, assemble, dx, inner
 from firedrake.adjoint import Control, ReducedFunctional
-from small import small_network, small_problem, square
+from small import check_derivatives_whatever_the_memory, small_network, small_problem, square
 from test_imex import agree
 from test_parallel import assert_equal
 from test_steps import check_dot_products
@@ -95,21 +95,7 @@ def test_dot_products_and_taylor(make_case, annotation, assert_taylor, activatio
 def test_training_problem_with_any_memory(assert_taylor):
     """The gradient is the same with stored, recomputed and checkpointed states, and exact."""
     network = small_network(layers=5, **LEARNED)
-    gradients = []
-    for limit in (2**31, 2 * network.sweep.trajectory_bytes(5, 32), 1):
-        problem = small_problem(network=network, memory_limit=limit)
-        point = list(problem.controls(np.random.default_rng(0)))
-        for f in point[1:3]:
-            f.dat.data[:] = 0.3 * np.random.default_rng(1).standard_normal(f.dat.data_ro.shape)
-        functional = problem.reduced_functional(*point)
-        assert np.isfinite(float(functional(point)))
-        gradients.append(np.concatenate([g.dat.data_ro.ravel() for g in functional.derivative()]))
-    for gradient in gradients[1:]:
-        np.testing.assert_allclose(gradient, gradients[0], rtol=0, atol=1e-13 * np.abs(gradients[0]).max())
-    direction = [f._ad_copy() for f in point]
-    for f in direction:
-        f.dat.data[:] = 0.1 * np.random.default_rng(2).standard_normal(f.dat.data_ro.shape)
-    assert_taylor(functional, point, direction)
+    check_derivatives_whatever_the_memory(network, assert_taylor)
 
 
 def test_training_learns_the_diffusivity_on_one_mesh_and_over_two():

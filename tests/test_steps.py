@@ -8,7 +8,7 @@ import ufl
 from firedrake import COMM_SELF, COMM_WORLD, Function, FunctionSpace, RectangleMesh, assemble, dx, inner
 from firedrake.adjoint import Control, ReducedFunctional
 from scipy.optimize import fsolve
-from small import small_network, small_problem
+from small import check_derivatives_whatever_the_memory, small_network
 from test_parallel import assert_equal, propagation_numbers
 
 import ctrlnet as cn
@@ -180,23 +180,7 @@ def test_order(make_case, dynamics, scheme):
 def test_training_problem_with_any_memory(assert_taylor, dynamics, scheme):
     """The gradient is the same with stored, recomputed and checkpointed states, and exact."""
     network = small_network(layers=5, T=0.5, dynamics=DYNAMICS[dynamics](), integrator=SCHEMES[scheme])
-    gradients = []
-    for limit in (2**31, 2 * network.sweep.trajectory_bytes(5, 32), 1):
-        problem = small_problem(network=network, memory_limit=limit)
-        point = list(problem.controls(np.random.default_rng(0)))
-        point[2].dat.data[:] = np.random.default_rng(1).standard_normal(point[2].dat.data_ro.shape)
-        functional = problem.reduced_functional(*point)
-        assert np.isfinite(float(functional(point)))
-        problem.average.scores(*problem.arrays(*point))
-        repeated = problem.average.scores(*problem.arrays(*point))
-        np.testing.assert_array_equal(problem.average.scores(*problem.arrays(*point)), repeated)
-        gradients.append(np.concatenate([g.dat.data_ro.ravel() for g in functional.derivative()]))
-    for gradient in gradients[1:]:
-        np.testing.assert_allclose(gradient, gradients[0], rtol=0, atol=1e-13 * np.abs(gradients[0]).max())
-    direction = [f._ad_copy() for f in point]
-    for f in direction:
-        f.dat.data[:] = 0.1 * np.random.default_rng(2).standard_normal(f.dat.data_ro.shape)
-    assert_taylor(functional, point, direction)
+    check_derivatives_whatever_the_memory(network, assert_taylor)
 
 
 def test_single_precision(make_case):
