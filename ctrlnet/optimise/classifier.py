@@ -29,6 +29,10 @@ __all__ = ["ClassifierProblem", "ClassifierSolution", "InnerSolveError"]
 
 # A start is shortened to the best of these multiples: a saturated softmax has no curvature to step by.
 _SHORTENED = (1.0, 0.5, 0.25, 0.0)
+# Half the squared Newton decrement, relative to the value, below which a step is full.
+_NEAR = 1e-9
+# Below this it may have no digits of its own, which shows where it falls no more.
+_ROUND_OFF = 1e-15
 # Ridge of the map between two problems' features, of their mean square.
 _MAP_RIDGE = 1e-3
 _OUT_OF_RANGE = (
@@ -319,16 +323,19 @@ class ClassifierProblem:
             dW, dbeta = direction[:-1], direction[-1]
             change = self._scores(dW, dbeta)
             step, before = 1.0, loss + penalty
+            near = decrement <= _NEAR * (1 + before)
             while True:
                 loss = self._loss(scores + step * change)
                 penalty = self._penalty(W + step * dW, beta + step * dbeta)
-                if loss + penalty <= before + 1e-4 * step * slope + 1e-14 * abs(before) or step < 1e-8:
+                # Near the minimum the value has not the digits to judge a step, which converges quadratically there.
+                if near or loss + penalty <= before + 1e-4 * step * slope or step < 1e-8:
                     break
                 step /= 2
             W += step * dW
             beta += step * dbeta
             scores += step * change
-            if decrement <= tolerance * (1 + before):
+            at_round_off = decrement <= _ROUND_OFF * (1 + before) and decrement > last / 4
+            if decrement <= tolerance * (1 + before) or at_round_off:
                 return ClassifierSolution(W, beta, scores, loss + penalty, loss, decrement, newton, krylov)
         raise InnerSolveError(
             f"The classifier's Newton iteration stopped after {most_newton} steps with half the squared decrement "
