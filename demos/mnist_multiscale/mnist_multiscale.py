@@ -25,7 +25,7 @@ parser.add_argument("--train", type=int, help="training images (default: all)")
 parser.add_argument("--test", type=int, help="test images (default: all)")
 parser.add_argument("--iterations", type=int, nargs="+", default=[4, 8, 4],
                     help="quasi-Newton iterations on the whole sample, of all or of each level")
-parser.add_argument("--draw", type=int, default=400,
+parser.add_argument("--draw", type=int, default=300,
                     help="images of the first drawn sample on the finest level; drawn samples grow to the whole one")
 parser.add_argument("--data", help="folder with the four IDX files of MNIST (default: the shipped sample)")
 parser.add_argument("--mesh", help="a .msh file of the square [0, 28]^2 that takes the finest level's place")
@@ -131,7 +131,7 @@ start = controls.random(rng, scale=0.1)
 
 
 # On the finest level drawn, growing samples come before the whole one.
-schedule = SampleSchedule(min(arguments.draw, len(train)), growth=3.0, iterations=10)
+schedule = SampleSchedule(min(arguments.draw, len(train)))
 
 
 def drawing():
