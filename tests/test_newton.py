@@ -1,17 +1,15 @@
-"""Newton's methods through TAO: orders of convergence, counts under refinement, early ends, several ranks."""
+"""Newton's methods through TAO: orders of convergence, early ends, several ranks."""
 
 import os
 import signal
 
 import numpy as np
 import pytest
-from firedrake import FunctionSpace, RectangleMesh
 from mpi4py import MPI
 from pyadjoint import taylor_to_dict
 from small import blobs, small_network, small_problem
 
 import ctrlnet as cn
-from ctrlnet.data import mnist_sample
 from ctrlnet.metric import Coordinates
 from ctrlnet.optimise import (
     JointFunctional,
@@ -178,53 +176,6 @@ def test_a_preconditioned_newton_run_takes_fewer_products():
         optimiser.solve()
         totals.append((sum(optimiser.history.column("krylov")), optimiser.history.last.objective))
     assert totals[1][0] < totals[0][0], totals
-
-
-# Counts under refinement.
-
-SIDE = 28.0
-
-
-def refined(cells, layers):
-    """300 digits, controls linear in time, the same start on every mesh and depth; sizes weighed for a 56 x 56 mesh."""
-    square = lambda n: FunctionSpace(RectangleMesh(n, n, SIDE, SIDE, quadrilateral=True), "CG", 1)  # noqa: E731
-    scales = cn.low_order_operators(square(56)).norms
-    data = mnist_sample()
-    sample = cn.Sample(data.train_images, data.train_labels).drawn(300, np.random.default_rng(0))
-    operators = cn.low_order_operators(square(cells))
-    controls = cn.ControlSpace(2.0, 4, operators, 3, degree=1, refinements=3)
-    s, b = controls.random(np.random.default_rng(1), 0.1)
-    s.dat.data[:] /= np.repeat(scales, 9) / scales[0]
-    while controls.cells < layers:
-        finer = controls.finer()
-        (s, b), controls = controls.prolong(s, b, finer), finer
-    problem = cn.TrainingProblem(
-        cn.Readout(cn.Network(operators, controls), 10, square(4)), sample, control_size=0.1, control_roughness=0.1,
-        control_scales=scales, weights_gradient=0.1, weights_size=0.01)
-    functional = ProjectedFunctional(problem, s, b, inner_tolerance=1e-12)
-    optimiser = TaoOptimiser(
-        functional, presets.TRUST_REGION, Limits(40, relative_gradient=1e-3), curvature="hessian", forcing=0.1,
-        coordinates=Coordinates(problem, functional.names, time_scale=1.0))
-    optimiser.solve()
-    assert optimiser.history.reason == "relative gradient tolerance"
-    return optimiser.history
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cases", [[(14, 4), (28, 4), (56, 4)], [(14, 4), (14, 8), (14, 16), (14, 32)]],
-                         ids=["meshes", "depths"])
-def test_newton_and_krylov_counts_do_not_grow_under_refinement(cases):
-    """Iterations to a relative gradient of 1e-3, and products with the Hessian a step at relative residual 0.1."""
-    counts = []
-    print(f"\n{'cells':>6} {'layers':>6} {'Newton':>7} {'most Krylov':>12} {'mean Krylov':>12}")
-    for cells, layers in cases:
-        history = refined(cells, layers)
-        krylov = history.column("krylov")[1:]
-        counts.append((history.last.number, max(krylov)))
-        print(f"{cells:6d} {layers:6d} {counts[-1][0]:7d} {counts[-1][1]:12d} {np.mean(krylov):12.1f}")
-    newton = [c[0] for c in counts]
-    assert max(newton) - min(newton) <= 0.2 * max(newton), f"mesh- and depth-independent Newton: {newton}"
-    assert max(c[1] for c in counts) <= 12, f"mesh- and depth-independent Krylov: {counts}"
 
 
 # How runs end, and what goes wrong.
