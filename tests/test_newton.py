@@ -178,6 +178,25 @@ def test_a_preconditioned_newton_run_takes_fewer_products():
     assert totals[1][0] < totals[0][0], totals
 
 
+def test_forcing_follows_the_gradient():
+    """Eisenstat and Walker's idea: few products far from the minimum, more the nearer it is."""
+    asked, products = [], {}
+
+    def forcing(relative_gradient):
+        asked.append(relative_gradient)
+        return min(0.5, relative_gradient)
+
+    for name, choice in (("inexact", forcing), ("exact", 1e-8)):
+        functional = projected(small_problem(control_size=0.3))
+        optimiser = TaoOptimiser(functional, presets.TRUST_REGION, Limits(40, relative_gradient=1e-5),
+                                 curvature="hessian", forcing=choice)
+        optimiser.solve()
+        assert optimiser.history.reason == "relative gradient tolerance"
+        products[name] = optimiser.history.column("krylov")[1:]
+    assert asked[0] == 1.0 and asked[-1] < 0.1, "it is told the gradient's norm over its first value"
+    assert sum(products["inexact"]) < sum(products["exact"]), products
+
+
 # How runs end, and what goes wrong.
 
 
