@@ -21,21 +21,24 @@ from ctrlnet.operators import Operators
 if TYPE_CHECKING:
     from irksome.tableaux.ButcherTableaux import ButcherTableau
 
-__all__ = ["DIRECT", "EXPLICIT", "IMPLICIT", "Irksome"]
+__all__ = ["EXPLICIT", "IMPLICIT", "KRYLOV", "Irksome"]
 
 # The mass alone; where it is lumped one iteration solves with it.
 EXPLICIT = {
     "mat_type": "matfree", "snes_type": "ksponly", "ksp_type": "cg", "ksp_rtol": 1e-14, "ksp_atol": 1e-300,
     "pc_type": "jacobi",
 }
-# All images of a chunk are one system. The solves of the derivatives take the same options, hence the tolerance.
+# All images of a chunk are one system, whose matrix has a block for each. A direct solve: what the controls multiply
+# is in general not definite, and Jacobi's preconditioner gives up where they grow.
 IMPLICIT = {
-    "mat_type": "matfree", "snes_rtol": 1e-11, "snes_stol": 0.0, "snes_atol": 1e-13, "snes_max_it": 12,
-    "snes_linesearch_type": "bt", "ksp_type": "gmres", "ksp_rtol": 1e-13, "ksp_atol": 1e-300, "ksp_max_it": 150,
+    "snes_rtol": 1e-11, "snes_stol": 0.0, "snes_atol": 1e-13, "snes_max_it": 20, "snes_linesearch_type": "bt",
+    "mat_type": "aij", "ksp_type": "preonly", "pc_type": "lu", "pc_factor_mat_solver_type": "mumps",
+}
+# For what is too large for that. The solves of the derivatives take the same options, hence the tolerance.
+KRYLOV = {
+    "mat_type": "matfree", "ksp_type": "gmres", "ksp_rtol": 1e-13, "ksp_atol": 1e-300, "ksp_max_it": 500,
     "ksp_gmres_restart": 100, "pc_type": "jacobi",
 }
-# For what is stiff on a fine mesh; the matrix has a block for each image.
-DIRECT = {"mat_type": "aij", "ksp_type": "preonly", "pc_type": "lu", "pc_factor_mat_solver_type": "mumps"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Irksome(Scheme):
     r"""A Runge-Kutta scheme of Irksome's, :math:`U_i = Y_k + h\sum_j a_{ij}\dot U_j`, for :class:`UserDynamics`.
 
     The step is annotated natively by pyadjoint, once, and replayed; derivatives are those of the discrete scheme as
-    far as its solves are exact, so ``ksp_rtol`` should be near round-off.
+    far as its solves are exact: ``ksp_rtol``, where there is one, should be near round-off.
 
     Parameters
     ----------
@@ -51,7 +54,7 @@ class Irksome(Scheme):
         For example ``irksome.GaussLegendre(2)``, ``irksome.RadauIIA(2)``, ``irksome.Alexander()``; its nodes in [0, 1].
     solver_parameters
         PETSc options over :data:`EXPLICIT` or :data:`IMPLICIT`, for the solves of a stage or of all stages together;
-        for example :data:`DIRECT`. With ``images=1`` and a mesh of a ``MeshHierarchy`` also multigrid.
+        for example :data:`KRYLOV`. With ``images=1`` and a mesh of a ``MeshHierarchy`` also multigrid.
     images
         How many are stepped together, as layers of an extruded mesh; 1 on the mesh itself, which may then be of any
         dimension.
