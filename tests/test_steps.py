@@ -29,7 +29,7 @@ PAIRS += [("hyperbolic", "verlet"), ("hamiltonian", "verlet")]
 TIGHT = {"snes_rtol": 1e-13, "snes_atol": 1e-13}
 IMPLICIT = {"backward": cn.BackwardEuler(TIGHT), "implicit midpoint": cn.ImplicitMidpoint(TIGHT)}
 PAIRS += [(d, i) for d in DYNAMICS for i in IMPLICIT]
-SCHEMES = EXPLICIT | IMPLICIT | {"verlet": cn.StoermerVerlet()}
+SCHEMES = EXPLICIT | IMPLICIT | {"verlet": cn.StoermerVerlet(), "imex": cn.IMEX()}
 
 
 class Dense:
@@ -158,10 +158,11 @@ def check_dot_products(case, points, direction, tolerance=1e-12):
         assert abs(left - right) <= tolerance * scale, f"<w, F'd> = {left}, <F'*w, d> = {right}"
 
 
-@pytest.mark.parametrize(("dynamics", "scheme"), PAIRS)
-def test_order(make_case, dynamics, scheme):
-    """The error falls by 2^order when the steps are halved, to 0.1, with controls that vary in time."""
-    case = case_of(make_case, dynamics, scheme, T=0.5, control_cells=1)
+@pytest.mark.parametrize(("degree", "cells"), [(1, 1), (0, 2)], ids=["linear", "piecewise constant"])
+@pytest.mark.parametrize(("dynamics", "scheme"), [*PAIRS, ("residual", "euler"), ("reaction-diffusion", "imex")])
+def test_order(make_case, dynamics, scheme, degree, cells):
+    """The error falls by 2^order when the steps are halved, to 0.1, with controls that vary in time or jump."""
+    case = case_of(make_case, dynamics, scheme, T=0.5, control_cells=cells, degree=degree)
     finals, errors, observed = [], [], []
     for steps in 2 ** np.arange(2, 11):
         net = case.network.with_depth(steps=int(steps))

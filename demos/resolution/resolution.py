@@ -8,7 +8,8 @@ the mesh: it takes as many iterations on 224x224 cells as on 28x28, costs as muc
 
 The training takes IMEX steps, the cheapest. The classifier is then solved for once for each scheme, on 28x28 cells.
 Accuracies are those of test images; the difference of states is that of Y(T) to the finest mesh, in the mean square
-over some images, relative. Run it with ``python demos/resolution/resolution.py``, under MPI with ``mpiexec -n 2 ...``.
+over some images, relative. A second table keeps the mesh and refines time: the same controls with 2 and 4 times the
+layers. Run it with ``python demos/resolution/resolution.py``, under MPI with ``mpiexec -n 2 ...``.
 """
 
 import argparse
@@ -83,12 +84,12 @@ dynamics = cn.ReactionDiffusion(arguments.diffusion)
 step = arguments.time / arguments.layers
 
 
-def network_on(n, scheme):
-    return cn.Network(operators[n], controls, None, dynamics, SCHEMES[scheme], lift=np.ones(arguments.features))
+def network_on(n, scheme, layers=arguments.layers):
+    return cn.Network(operators[n], controls, layers, dynamics, SCHEMES[scheme], lift=np.ones(arguments.features))
 
 
-def readout_on(n, scheme):
-    return cn.Readout(network_on(n, scheme), 10, spaces[7])
+def readout_on(n, scheme, layers=arguments.layers):
+    return cn.Readout(network_on(n, scheme, layers), 10, spaces[7])
 
 
 # Training, on 28x28 cells.
@@ -143,9 +144,9 @@ def grid(Y, n):
     return values[np.lexsort((x[:, 0].round(6), -x[:, 1].round(6)))].reshape(n + 1, n + 1)
 
 
-def run(scheme, n, W, beta):
+def run(scheme, n, W, beta, layers=arguments.layers):
     """Return what a scheme does on a mesh: measurements, and the states of the first images."""
-    readout = readout_on(n, scheme)
+    readout = readout_on(n, scheme, layers)
     network, measured = readout.network, {}
     try:
         with np.errstate(all="ignore"):
@@ -185,9 +186,9 @@ say(f"\n{len(train)} training and {len(test)} test images, {arguments.features} 
     f"h = {step:g}, {COMM_WORLD.size} rank(s)")
 say(f"\n{'scheme':>9} {'cells':>8} {'h nu/dx^2':>9} {'test %':>7} {'|Y - Y_finest|':>14} {'max |Y|':>9} "
     f"{'Newton':>6} {'Krylov':>6} {'seconds':>8} {'ns a node':>9}")
-results, pictures = {}, {}
+results, pictures, classifiers = {}, {}, {}
 for scheme in SCHEMES:
-    W, beta = classifier_of(scheme)
+    W, beta = classifiers[scheme] = classifier_of(scheme)
     finest = None
     for n in reversed(arguments.cells):  # the finest first: the others are compared with it
         found, Y = run(scheme, n, W, beta)
@@ -204,10 +205,26 @@ for scheme in SCHEMES:
             f"{number.get('newton', '-'):>6} {number.get('krylov', '-'):>6} {number.get('seconds', '-'):>8} "
             f"{number.get('nanoseconds', '-'):>9}")
 
+# Depth is a mesh of time: the same controls with more layers.
+DEPTHS = [arguments.layers * factor for factor in (1, 2, 4)]
+say(f"\nThe same controls on {TRAINED}x{TRAINED} cells with more layers\n{'scheme':>9} {'layers':>7} {'test %':>7} "
+    f"{'|Y - Y_deepest|':>15}")
+depths = {}
+for scheme in SCHEMES:
+    deepest = None
+    for layers in reversed(DEPTHS):
+        found, Y = run(scheme, TRAINED, *classifiers[scheme], layers)
+        deepest = Y if layers == DEPTHS[-1] else deepest
+        change = difference(Y, arguments.cells[-1], deepest, network_on(TRAINED, scheme)) if None not in (Y, deepest) else np.nan
+        depths[scheme, layers] = found["accuracy"], change
+        say(f"{scheme:>9} {layers:>7} {found['accuracy']:>7.2f} {change:>15.4g}")
+
 last = arguments.cells[-1]
 for (scheme, n), found in results.items():
     for name, value in found.items():
         figures[f"{name}_{scheme}_{n}"] = float(value)
+for (scheme, layers), (accuracy, change) in depths.items():
+    figures |= {f"accuracy_{scheme}_{layers}_layers": accuracy, f"difference_{scheme}_{layers}_layers": change}
 figures["newton_max"] = max(figures[f"newton_implicit_{n}"] for n in arguments.cells)
 figures["krylov_max"] = max(figures[f"krylov_implicit_{n}"] for n in arguments.cells)
 figures[f"cost_per_node_{last}_over_{TRAINED}"] = (
@@ -226,6 +243,8 @@ if root:
         Panel("accuracy on test images", "cells along a side", "%", curves("accuracy")),
         Panel("distance of Y(T) to the finest mesh", "cells along a side", "relative, L2", curves("difference"), True),
         Panel("cost of a step", "cells along a side", "ns for a node of an image", curves("nanoseconds"), True),
+        Panel(f"the same controls, {TRAINED}x{TRAINED} cells", "layers", "%", {
+            s: (DEPTHS, [depths[s, layers][0] for layers in DEPTHS]) for s in SCHEMES}),
     ])
     plot_fields(output / "states.png", pictures, columns=max(1, len(pictures) // 2))
 cn.write_results(output, figures, vars(arguments), COMM_WORLD)

@@ -1,0 +1,51 @@
+"""The demo that draws the paths of the classes through time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+DEMO = Path(__file__).parents[1] / "demos" / "trajectories" / "trajectories.py"
+SMALL = ["--cells", "7", "--features", "3", "--layers", "6", "--iterations", "15", "--train", "500", "--test", "300"]
+
+
+def run_demo(folder, ranks=1):
+    launcher = [] if ranks == 1 else ["mpiexec", "-n", str(ranks)]
+    command = [*launcher, sys.executable, str(DEMO), *SMALL, "--output", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_training_parts_the_paths_and_does_so_on_two_ranks(tmp_path):
+    results = run_demo(tmp_path)
+    figures, separation = results["figures"], results["separation"]
+    assert figures["separation_after"] > 1.5 * figures["separation_before"]
+    assert figures["plane_accuracy_after"] > figures["plane_accuracy_before"]
+    assert figures["separation_after"] > figures["separation_start_after"], "the classes part on their way"
+    assert [len(s) for s in separation.values()] == [7, 7], "one value at each end of a step"
+    assert separation["after training"][-1] == figures["separation_after"]
+    drawn = imread(tmp_path / "trajectories.png")
+    assert drawn.shape[0] > 300 and len(np.unique(drawn.reshape(-1, drawn.shape[2]), axis=0)) > 100
+    two = tmp_path / "two"
+    two.mkdir()
+    split = run_demo(two, ranks=2)["figures"]
+    for name in ("objective", "separation_before", "separation_after"):
+        assert split[name] == pytest.approx(figures[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (["--classes", "1", "2"], "at least 3 different digits"),
+    (["--classes", "1", "2", "12"], "at least 3 different digits"),
+    (["--cells", "9"], "28 pixels do not divide into --cells 9"),
+    (["--paths", "0"], "--paths must be at least 1, received 0"),
+])
+def test_bad_arguments_are_refused_before_anything_is_computed(given, message):
+    done = subprocess.run([sys.executable, str(DEMO), *given], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and message in done.stderr
