@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from firedrake import Function
 
-from ctrlnet.optimise.course import Limits
+from ctrlnet.optimise.course import Course, Limits
 from ctrlnet.optimise.history import History, Iteration
 from ctrlnet.optimise.projection import ProjectedFunctional
 from ctrlnet.optimise.stochastic import SampleSchedule, StochasticOptimiser
@@ -80,24 +80,34 @@ def train_level(
     callback
         Called with each iteration.
     """
-    began, before = time.perf_counter(), problem.work.copy()
-    functional = ProjectedFunctional(problem, s, b, W, beta, inner_tolerance=inner_tolerance)
     limits = Limits(iterations, relative_gradient, work_budget)
+    return _train(TaoOptimiser, problem, (s, b, W, beta), limits, rng, schedule, inner_tolerance, callback)[0]
+
+
+def _train(
+    make: Callable, problem: TrainingProblem, start, limits: Limits, rng=None, schedule=None, inner_tolerance=None,
+    callback=None,
+) -> tuple[LevelResult, TaoOptimiser | StochasticOptimiser]:
+    """Train one level by the quasi-Newton method that ``make(functional, limits=, course=)`` returns."""
+    began, before = time.perf_counter(), problem.work.copy()
+    functional = ProjectedFunctional(problem, *start, inner_tolerance=inner_tolerance)
     if rng is None:
-        solver = TaoOptimiser(functional, limits=limits, callback=callback)
+        course = Course(limits, problem.work, problem.average.comm, callback)
+        run = make(functional, limits=limits, course=course)
     else:
-        solver = StochasticOptimiser(functional, rng, schedule, limits=limits, callback=callback)
-    s, b = solver.solve()
-    return LevelResult(
-        problem, s, b, *solver.functional.classifier(), solver.history, time.perf_counter() - began,
+        run = StochasticOptimiser(functional, rng, schedule, limits=limits, callback=callback, solver=make)
+    s, b = run.solve()
+    result = LevelResult(
+        problem, s, b, *run.functional.classifier(), run.history, time.perf_counter() - began,
         functional.inner_seconds, problem.work - before,
     )
+    return result, run
 
 
 def train_multiscale(
     problems: Sequence[TrainingProblem], s: Function, b: Function, *, iterations: int | Sequence[int] = 50,
     relative_gradient: float = 0.0, rng: np.random.Generator | None = None, schedule: SampleSchedule | None = None,
-    callback: Callable[[int, Iteration], None] | None = None,
+    callback: Callable[[int, Iteration], None] | None = None, carry_secants: bool = False,
 ) -> list[LevelResult]:
     """Train the levels from coarse to fine, each from what the one before learned.
 
@@ -114,6 +124,10 @@ def train_multiscale(
         See :func:`train_level`; for the finest level. Coarser ones cost little and have the whole sample.
     callback
         Called with the level's number and each iteration.
+    carry_secants
+        Start a level with the secant pairs of the one before, if it has the same controls and weighs them alike. That
+        saves the first line searches where the objectives of neighbouring levels are nearly the same, as with implicit
+        diffusion; where they are not, the curvature of a coarse mesh misleads.
 
     Raises
     ------
@@ -129,16 +143,20 @@ def train_multiscale(
         _check_depth(coarse, fine)
     results: list[LevelResult] = []
     classifier: tuple[Function | None, Function | None] = (None, None)
+    make: Callable = TaoOptimiser
     for number, problem in enumerate(problems):
         if results:
             last = results[-1]
             s, b = _deepen(last, problem)
             classifier = last.problem.readout.prolong(last.W, last.beta, problem.readout)
+            if not (carry_secants and _same_coordinates(last.problem, problem)):
+                make = TaoOptimiser
         report = None if callback is None else (lambda i, level=number: callback(level, i))
-        results.append(train_level(
-            problem, s, b, *classifier, iterations=limits[number], relative_gradient=relative_gradient,
-            rng=rng if number == len(problems) - 1 else None, schedule=schedule, callback=report,
-        ))
+        result, run = _train(
+            make, problem, (s, b, *classifier), Limits(limits[number], relative_gradient),
+            rng if number == len(problems) - 1 else None, schedule, callback=report)
+        results.append(result)
+        make = run.over if isinstance(run, TaoOptimiser) else TaoOptimiser
     return results
 
 
@@ -151,6 +169,12 @@ def _check_depth(coarse: TrainingProblem, fine: TrainingProblem) -> None:
             f"A level has {new.cells} control cells, {new.operators} operators and {new.features} features; the one "
             f"before has {old.cells}, {old.operators} and {old.features}. Use the same ControlSpace, or its finer()."
         )
+
+
+def _same_coordinates(coarse: TrainingProblem, fine: TrainingProblem) -> bool:
+    """Whether a vector of an optimiser's stands for the same controls, in the same metric, on both levels."""
+    weights = (p.regularisation.operator_weights for p in (coarse, fine))
+    return coarse.network.controls.s_space == fine.network.controls.s_space and np.array_equal(*weights)
 
 
 def _deepen(last: LevelResult, problem: TrainingProblem) -> tuple[Function, Function]:

@@ -41,6 +41,33 @@ def test_each_level_starts_from_the_controls_and_the_prolonged_classifier_of_the
     assert results[-1].problem.accuracy(blobs(60), *results[-1].controls) > 0.9
 
 
+def test_secants_go_on_to_the_next_level():
+    """On two levels with one mesh, the second continues the first as if it had not been interrupted."""
+    network = small_network()
+    whole, first, second = (small_problem(network=network) for _ in range(3))
+    s, b, _, _ = whole.controls(np.random.default_rng(0))
+    course = [i.objective for i in cn.train_level(whole, s, b, iterations=7).history.iterations]
+    carried = cn.train_multiscale([first, second], s, b, iterations=[4, 3], carry_secants=True)
+    seen = [[i.objective for i in result.history.iterations] for result in carried]
+    assert [i.number for i in carried[1].history.iterations] == [0, 1, 2, 3]
+    np.testing.assert_allclose(seen[0], course[:5], rtol=1e-10)
+    np.testing.assert_allclose(seen[1], course[4:], rtol=1e-6)
+    afresh = cn.train_multiscale([first, second], s, b, iterations=[4, 3])[1].history.last.objective
+    assert afresh > seen[1][-1] * (1 + 1e-4), "without them the second level begins with the gradient"
+
+
+def test_secants_stay_behind_where_the_controls_change():
+    """More control cells, or another weight of the operators: a level starts afresh, and says nothing else."""
+    shallow = small_network(layers=2)
+    deep = shallow.with_depth(shallow.controls.finer(), steps=4)
+    weighed = [small_problem(network=shallow), small_problem(network=shallow, control_scales=[1.0, 2.0, 2.0, 3.0])]
+    for problems in ([small_problem(network=shallow), small_problem(network=deep)], weighed):
+        s, b, _, _ = problems[0].controls(np.random.default_rng(0))
+        last = [cn.train_multiscale(problems, s, b, iterations=[3, 3], carry_secants=carry)[1].history.last.objective
+                for carry in (False, True)]
+        assert last[0] == pytest.approx(last[1], rel=1e-10)
+
+
 def test_a_classifier_keeps_its_field_when_it_is_prolonged():
     coarse, fine = (p.readout for p in levels((3, 6)))
     W, beta = coarse.functions()

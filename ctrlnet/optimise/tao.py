@@ -91,12 +91,13 @@ class TaoOptimiser:
     def history(self) -> History:
         return self.course.history
 
-    def over(self, functional, limits: Limits) -> TaoOptimiser:
-        """Return this optimiser for another sample's functional; the next solve has the secant pairs of the last.
+    def over(self, functional, limits: Limits, course: Course | None = None) -> TaoOptimiser:
+        """Return this optimiser for another sample's, or mesh's, functional; its next solve has the last one's secants.
 
         That is so for ``tao_lmvm_recycle``, where it starts from the last iterate; otherwise it starts afresh.
         """
         self.functional, self._limits, self._reason = functional, limits, None
+        self.course = course or self.course
         self._evaluation, self._continues = _Evaluation(functional, self.coordinates), True
         if self._initial is not None:
             self._initial.functional = functional

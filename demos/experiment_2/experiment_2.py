@@ -3,7 +3,8 @@ r"""Experiment 2 of the seed: multilevel learning against learning on the fine m
 The network :math:`\dot Y = \sigma(\sum_j s_j(t) D_j Y + b(t)) + \nu\Delta Y` learns digits on 7x7, 14x14 and 28x28
 cells in turn, each mesh starting from what the one before found, and on 28x28 alone: once by quasi-Newton with the
 classifier eliminated (variable projection) and once by Adam with mini-batches. Diffusion makes the objective of a
-coarse mesh nearly that of the fine one. Beside them PyTorch's Adam trains the twin of the network on as many cores as
+coarse mesh nearly that of the fine one: most quasi-Newton iterations are on 7x7 cells, each level goes on with the
+secant pairs of the one before. Beside them PyTorch's Adam trains the twin of the network on as many cores as
 there are ranks, if PyTorch is installed (the optional extra ``bench``).
 
 Run it with ``python demos/experiment_2/experiment_2.py``, under MPI with ``mpiexec -n 2 python ...``; it takes the
@@ -27,9 +28,9 @@ parser.add_argument("--diffusion", type=float, default=1.0,
 parser.add_argument("--operators", choices=["stencil", "low"], default="low",
                     help="all nine of the 3x3 stencil basis, or 1, d/dx, d/dy, Laplacian, which carry best")
 parser.add_argument("--readout", type=int, default=4, help="cells along each side of the classifier's mesh")
-parser.add_argument("--newton-train", type=int, default=2000, help="training images of the quasi-Newton runs")
-parser.add_argument("--iterations", type=int, nargs="+", default=[10, 8, 12], help="quasi-Newton, each level")
-parser.add_argument("--fine-iterations", type=int, default=25, help="quasi-Newton, the finest mesh alone")
+parser.add_argument("--newton-train", type=int, default=4000, help="training images of the quasi-Newton runs")
+parser.add_argument("--iterations", type=int, nargs="+", default=[32, 6, 2], help="quasi-Newton, each level")
+parser.add_argument("--fine-iterations", type=int, default=20, help="quasi-Newton, the finest mesh alone")
 parser.add_argument("--epochs", type=int, nargs="+", default=[8, 4, 2], help="Adam's passes, each level")
 parser.add_argument("--fine-epochs", type=int, default=10, help="Adam's passes, the finest mesh alone, and PyTorch's")
 parser.add_argument("--rate", type=float, default=0.01, help="Adam's largest learning rate")
@@ -128,7 +129,7 @@ def newton(multilevel):
     chosen = range(len(levels)) if multilevel else [finest]
     results = cn.train_multiscale(
         [problem(k, few, work) for k in chosen], *start,
-        iterations=arguments.iterations if multilevel else [arguments.fine_iterations])
+        iterations=arguments.iterations if multilevel else [arguments.fine_iterations], carry_secants=True)
     seconds, points = 0.0, []
     for level, result in zip(chosen, results, strict=True):
         points += [(level, i.work / unit_of(few), seconds + i.seconds, i.objective) for i in result.history.iterations]
