@@ -31,7 +31,7 @@ parser.add_argument("--readout", type=int, default=4, help="cells along each sid
 parser.add_argument("--newton-train", type=int, default=4000, help="training images of the quasi-Newton runs")
 parser.add_argument("--iterations", type=int, nargs="+", default=[36, 6, 6], help="quasi-Newton, each level")
 parser.add_argument("--fine-iterations", type=int, default=20, help="quasi-Newton, the finest mesh alone")
-parser.add_argument("--epochs", type=int, nargs="+", default=[8, 4, 2], help="Adam's passes, each level")
+parser.add_argument("--epochs", type=int, nargs="+", default=[3, 4, 6], help="Adam's passes, each level")
 parser.add_argument("--fine-epochs", type=int, default=10, help="Adam's passes, the finest mesh alone, and PyTorch's")
 parser.add_argument("--rate", type=float, default=0.01, help="Adam's largest learning rate")
 parser.add_argument("--batch", type=int, default=128)
