@@ -137,7 +137,7 @@ def test_every_demo_is_run_by_a_test():
         "demos/mnist_multiscale/mnist_multiscale.py", "demos/optimisers/optimisers.py",
         "demos/experiment_1/experiment_1.py", "demos/experiment_2/experiment_2.py", "demos/experiment_2/torch_twin.py",
         "demos/newton_counts/newton_counts.py",
-        "demos/resolution/resolution.py",
+        "demos/resolution/resolution.py", "demos/trajectories/trajectories.py",
         "demos/user_dynamics/user_dynamics.py",
     }, "add a test for a new demo"
 
