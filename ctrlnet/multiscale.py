@@ -143,20 +143,20 @@ def train_multiscale(
         _check_depth(coarse, fine)
     results: list[LevelResult] = []
     classifier: tuple[Function | None, Function | None] = (None, None)
-    make: Callable = TaoOptimiser
+    run: TaoOptimiser | StochasticOptimiser | None = None
     for number, problem in enumerate(problems):
+        make: Callable = TaoOptimiser
         if results:
             last = results[-1]
             s, b = _deepen(last, problem)
             classifier = last.problem.readout.prolong(last.W, last.beta, problem.readout)
-            if not (carry_secants and _same_coordinates(last.problem, problem)):
-                make = TaoOptimiser
+            if carry_secants and _same_coordinates(last.problem, problem):
+                make = run.over
         report = None if callback is None else (lambda i, level=number: callback(level, i))
         result, run = _train(
             make, problem, (s, b, *classifier), Limits(limits[number], relative_gradient),
             rng if number == len(problems) - 1 else None, schedule, callback=report)
         results.append(result)
-        make = run.over if isinstance(run, TaoOptimiser) else TaoOptimiser
     return results
 
 

@@ -121,7 +121,7 @@ def test_trained_controls_run_with_two_and_four_times_the_layers():
     orders, resolved = np.log2(ratios), hL < 1
     assert resolved.sum() >= 3, f"the steps reach h L < 1: {hL}"
     assert orders[resolved].min() > 0.7 and abs(orders[-1] - 1) < 0.1, f"at h L = {hL} orders {orders}"
-    assert errors.argmax() <= np.flatnonzero(hL > 1).max(), f"the scores settle as layers are added: {errors}"
+    assert ratios.min() > 1.1, f"each doubling brings the scores closer: {errors}"
     assert accuracy[0] > 0.9 and min(accuracy[1:3]) > accuracy[0] - 0.05
 
 

@@ -47,6 +47,7 @@ def test_same_figures_on_two_ranks(tmp_path):
     (["--classes", "1", "2", "12"], "at least 3 different digits"),
     (["--cells", "9"], "28 pixels do not divide into --cells 9"),
     (["--paths", "0"], "--paths must be at least 1, received 0"),
+    (["--test", "5"], "There are fewer than 2 test images of the digit"),
 ])
 def test_bad_arguments_are_refused_before_anything_is_computed(given, message):
     done = subprocess.run([sys.executable, str(DEMO), *given], capture_output=True, text=True, timeout=60)

@@ -94,7 +94,8 @@ class TaoOptimiser:
     def over(self, functional, limits: Limits, course: Course | None = None) -> TaoOptimiser:
         """Return this optimiser for another sample's, or mesh's, functional; its next solve has the last one's secants.
 
-        That is so for ``tao_lmvm_recycle``, where it starts from the last iterate; otherwise it starts afresh.
+        That is so for ``tao_lmvm_recycle``, where it starts from the last iterate; otherwise it starts afresh. It goes
+        on with its own record unless it is given another ``course``.
         """
         self.functional, self._limits, self._reason = functional, limits, None
         self.course = course or self.course

@@ -7,7 +7,7 @@ plane of scores, :math:`\int w_k\cdot Y(t)\,dx`, in which the means of the class
 training with the best classifier of the random network, after it with that of the trained one, both found on training
 images.
 
-The separation is the spread of the class means over that within the classes, in the plane. Run the demo with
+The separation is the variance of the class means over that within the classes, in the plane. Run the demo with
 ``python demos/trajectories/trajectories.py``, under MPI with ``mpiexec -n 2 python ...``.
 """
 
@@ -96,13 +96,6 @@ def paths_of(sample, s, b):
     return np.concatenate(parts, axis=2), sample.labels[chosen]
 
 
-def scatter(F, labels):
-    """Return the covariances between and within classes of features (features, images)."""
-    means = np.stack([F[:, labels == c].mean(axis=1) for c in classes], axis=1)
-    within = F - means[:, [classes.index(c) for c in labels]]
-    return np.cov(means, bias=True), within @ within.T / labels.size
-
-
 def plane_of(F, labels, W):
     """Return the two directions (features, 2), combinations of scores, in which the class means lie furthest apart."""
     weights = readout.weights_array(W)[:, classes]
@@ -112,8 +105,10 @@ def plane_of(F, labels, W):
 
 
 def separation(F, labels):
-    between, within = scatter(F, labels)
-    return float(np.trace(between) / np.trace(within))
+    """Return the variance of the class means over that within the classes, of features (features, images)."""
+    means = np.stack([F[:, labels == c].mean(axis=1) for c in classes], axis=1)
+    within = F - means[:, [classes.index(c) for c in labels]]
+    return float(means.var(axis=1).sum() / ((within**2).sum() / labels.size))
 
 
 def accuracy(F, labels, means):
@@ -158,7 +153,7 @@ for title, (_, _, values, share) in courses.items():
     figures |= {f"separation_start_{when}": values[0], f"separation_middle_{when}": middle,
                 f"separation_{when}": values[-1], f"plane_accuracy_{when}": share}
 figures["separation_gain"] = figures["separation_after"] / figures["separation_before"]
-say(f"\nTraining sets the classes {', '.join(map(str, classes))} {figures['separation_gain']:.1f} times further apart; "
+say(f"\nTraining multiplies the separation of {', '.join(map(str, classes))} at T by {figures['separation_gain']:.1f}; "
     f"{figures['test_accuracy']:.2f} % of all test images are classified rightly.")
 
 output = Path(arguments.output)
@@ -182,7 +177,7 @@ if root:
         axes.set_ylabel("second direction of scores")
         axes.legend(title="mean of", fontsize=8)
         last.plot(times, values, marker=".", label=title)
-    last.set_title("spread of the means over that within classes", fontsize=10)
+    last.set_title("variance of the means over that within classes", fontsize=10)
     last.set_xlabel("t")
     last.set_yscale("log")
     last.grid(alpha=0.3)
