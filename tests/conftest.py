@@ -14,6 +14,7 @@ from firedrake import (
     Function,
     FunctionSpace,
     IntervalMesh,
+    MeshHierarchy,
     RectangleMesh,
     SpatialCoordinate,
     VectorFunctionSpace,
@@ -53,8 +54,13 @@ def annotation():
     return own_tape
 
 
-def make_mesh(kind: str, cells: int = 4, width: float = 1.0, comm=COMM_WORLD):
-    """Return a uniform mesh of ``cells`` x ``cells + 1`` x ``cells + 2`` cells of the given width."""
+def make_mesh(kind: str, cells: int = 4, width: float = 1.0, comm=COMM_WORLD, refinements: int = 0):
+    """Return a uniform mesh of ``cells`` x ``cells + 1`` x ``cells + 2`` cells of the given width.
+
+    With refinements, the finest of a hierarchy that starts with these cells.
+    """
+    if refinements:
+        return MeshHierarchy(make_mesh(kind, cells, width, comm), refinements)[-1]
     counts = [cells, cells + 1, cells + 2]
     lengths = [width * n for n in counts]
     if kind == "interval":
@@ -138,9 +144,9 @@ def make_network():
 
     def factory(
         kind: str, features: int = 2, layers: int = 3, activation=tanh, operators=None, cells: int = 3, degree: int = 0,
-        control_cells: int | None = None, T: float = 0.6, comm=COMM_WORLD, **settings,
+        control_cells: int | None = None, T: float = 0.6, comm=COMM_WORLD, refinements: int = 0, **settings,
     ) -> Network:
-        V = FunctionSpace(make_mesh(kind, cells, comm=comm), "CG", 1)
+        V = FunctionSpace(make_mesh(kind, cells, comm=comm, refinements=refinements), "CG", 1)
         if operators is None:
             simplices = kind in ("triangle", "tetrahedron")
             operators = low_order_operators if simplices or kind == "hexahedron" else stencil_operators

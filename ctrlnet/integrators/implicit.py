@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from firedrake import TrialFunction, assemble, interpolate
-from firedrake.mg.utils import get_level
-from pyadjoint import stop_annotating
-
+from ctrlnet.hierarchy import interpolation_matrix, operators_by_level
 from ctrlnet.integrators.scheme import Scheme, mesh_for, require_formula, traced_sweep
 from ctrlnet.kernels.implicit import ImplicitStage, Level
 from ctrlnet.kernels.program import Program, State
@@ -114,17 +111,10 @@ class ImplicitMidpoint(_OneStage):
 
 def _levels(program: Program, dynamics, operators: Operators, precision: str) -> list[Level]:
     """Return the levels of the operators' mesh and all coarser ones of its hierarchy, finest first."""
-    hierarchy, number = get_level(operators.mesh)
-    sets = [operators]
-    if hierarchy is not None:
-        for k in range(int(number) - 1, -1, -1):
-            sets.append(operators.on(operators.space.reconstruct(mesh=hierarchy[k])))
+    sets = operators_by_level(operators)
     meshes = [mesh_for(program, dynamics, D, precision) for D in sets]
     levels = []
-    for k, D in enumerate(sets[:-1]):
-        coarse = sets[k + 1]
-        with stop_annotating():
-            P = assemble(interpolate(TrialFunction(coarse.space), D.space)).petscmat.copy()
+    for mesh, D, coarse in zip(meshes, sets, sets[1:], strict=False):
         with D.lumped_mass.dat.vec_ro as mass, coarse.lumped_mass.dat.vec_ro as coarse_mass:
-            levels.append(Level(meshes[k], (P, mass, coarse_mass)))
+            levels.append(Level(mesh, (interpolation_matrix(coarse.space, D.space), mass, coarse_mass)))
     return [*levels, Level(meshes[-1])]

@@ -7,45 +7,19 @@ and g is linearised at the restricted state.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import petsctools
-import scipy.sparse as sp
 from petsc4py import PETSc
 
 from ctrlnet.failures import StageSolveError
-from ctrlnet.kernels.halo import Halo
+from ctrlnet.kernels.field_map import FieldMap, FieldMapShell
 from ctrlnet.kernels.minimal_residual import MinimalResidual
 from ctrlnet.kernels.operations import OnMesh, Run
-from ctrlnet.kernels.row_product import RowProduct
 from ctrlnet.kernels.vectors import fields_of, parts_of, write
 
-__all__ = ["ImplicitStage", "Level", "Transfer"]
-
-
-class Transfer:
-    """A sparse map between the nodes of two meshes, (rows of this rank) x (all columns), on fields of a chunk."""
-
-    def __init__(self, matrix: PETSc.Mat):
-        comm = matrix.comm.tompi4py()
-        start, columns, values = matrix.getValuesCSR()
-        first, last = matrix.getOwnershipRangeColumn()
-        inside = (columns >= first) & (columns < last)
-        ghosts = np.unique(columns[~inside])
-        self._owned = last - first
-        self._halo = Halo(comm, self._owned, ghosts)
-        local = np.where(inside, columns - first, self._owned + np.searchsorted(ghosts, columns))
-        shape = (start.size - 1, self._owned + ghosts.size)
-        self._product = RowProduct(sp.csr_array((values, local, start), shape=shape), np.float64, np.float64, comm)
-
-    def __call__(self, field: np.ndarray, out: np.ndarray) -> None:
-        """Write the map of owned rows (nodes, ...) -> (rows, ...)."""
-        if self._halo.comm.size > 1:
-            whole = np.empty((self._product.shape[1], *field.shape[1:]))
-            whole[: self._owned] = field[: self._owned]
-            self._halo.update(whole)
-        else:
-            whole = field[: self._owned]
-        self._product(whole, out)
+__all__ = ["ImplicitStage", "Level"]
 
 
 class Level:
@@ -75,8 +49,8 @@ class Level:
         down.diagonalScale(L=inverse, R=mass)
         # By direction (up: to the finer mesh) and whether the solve is with the transposed operator.
         self.transfers = {
-            (True, False): Transfer(P), (False, False): Transfer(down),
-            (True, True): Transfer(up), (False, True): Transfer(transposed)}
+            (True, False): FieldMap(P), (False, False): FieldMap(down),
+            (True, True): FieldMap(up), (False, True): FieldMap(transposed)}
 
 
 class _Operator:
@@ -96,26 +70,6 @@ class _Operator:
 
     def mult(self, _, x, y):
         write(self.run, y, self.terms(fields_of(self.run, x, "krylov")))
-
-
-class _Between:
-    """The shell of a prolongation (mult of rank fine x coarse) or a restriction."""
-
-    def __init__(self, transfer: Transfer, source: Run, target: Run):
-        self.transfer, self.source, self.target = transfer, source, target
-        self._image: PETSc.Vec | None = None
-
-    def mult(self, _, x, y):
-        for part, out in zip(parts_of(self.source, x.array_r), parts_of(self.target, y.array), strict=True):
-            self.transfer(part, out)
-
-    def multAdd(self, mat, x, y, z):
-        if self._image is None:
-            self._image = z.duplicate()
-        self.mult(mat, x, self._image)
-        if y.handle != z.handle:
-            y.copy(z)
-        z.axpy(1.0, self._image)
 
 
 class ImplicitStage:
@@ -189,7 +143,8 @@ class ImplicitStage:
                 coarse = self.runs[i + 1]
                 for up in (True, False):
                     target, source = (run, coarse) if up else (coarse, run)
-                    shell = _Between(self.levels[i].transfers[up, transposed], source, target)
+                    shell = FieldMapShell(
+                        self.levels[i].transfers[up, transposed], partial(parts_of, source), partial(parts_of, target))
                     matrix = self._matrix(shell, target, source)
                     (pc.setMGInterpolation if up else pc.setMGRestriction)(level, matrix)
         pc.setFromOptions()

@@ -24,6 +24,7 @@ from ctrlnet.kernels.sweep import aligned_zeros
 __all__ = ["DirectSolve", "gathered"]
 
 _WIDEST_BLOCK = 8
+_ALIGNMENT = 64  # bytes, of the vectors that the kernel loads
 
 
 def gathered(matrix: PETSc.Mat) -> sp.csr_array:
@@ -100,6 +101,11 @@ class DirectSolve:
 
     def __call__(self, field: np.ndarray, transposed: bool = False) -> np.ndarray:
         """Overwrite a contiguous field (owned nodes, C, images) by the solution and return it. Collective."""
+        if self.comm.size == 1 and field.ctypes.data % _ALIGNMENT:
+            aligned = self._scratch("aligned", field.shape)
+            aligned[:] = field
+            field[:] = self(aligned, transposed)
+            return field
         nodes = self._rows.sum()
         columns = field[0].size if field.size else int(np.prod(field.shape[1:]))
         x = self._scratch("x", (nodes, min(_WIDEST_BLOCK * self.lanes, columns)))

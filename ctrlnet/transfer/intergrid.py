@@ -22,12 +22,12 @@ from firedrake import (
     VectorFunctionSpace,
     assemble,
     dx,
-    interpolate,
 )
 from firedrake.exceptions import DofNotDefinedError
 from petsc4py import PETSc
 from pyadjoint import stop_annotating
 
+from ctrlnet import hierarchy
 from ctrlnet.operators import lumped_dx
 
 __all__ = ["Averaging", "FullWeighting", "Injection", "Linear", "NestingError", "PiecewiseConstant", "Prolongation",
@@ -179,8 +179,7 @@ def interpolation_matrix(source, target) -> PETSc.Mat:
         If the source mesh does not cover the target's nodes.
     """
     try:
-        with stop_annotating():
-            return assemble(interpolate(TrialFunction(source), target)).petscmat.copy()
+        return hierarchy.interpolation_matrix(source, target)
     except DofNotDefinedError as error:
         raise NestingError(
             f"{source.mesh()} does not cover the nodes of {target.mesh()}. Give two meshes of one domain."

@@ -13,6 +13,7 @@ shipped sample, or all of MNIST with ``--data folder``.
 
 import argparse
 import importlib.util
+import os
 import sys
 import time
 from pathlib import Path
@@ -56,8 +57,8 @@ target = arguments.target or (98.0 if arguments.data else 95.0)
 
 import numpy as np
 from firedrake import (
-    COMM_SELF,
     COMM_WORLD,
+    Ensemble,
     Function,
     FunctionSpace,
     RectangleMesh,
@@ -91,9 +92,14 @@ train, test = cn.Sample(data.train_images, data.train_labels), cn.Sample(data.te
 few = train.drawn(min(arguments.newton_train, len(train)), rng)
 
 levels = arguments.levels
-spaces = [FunctionSpace(RectangleMesh(n, n, SIDE, SIDE, quadrilateral=True), "CG", 1) for n in levels]
-readout_space = FunctionSpace(
-    RectangleMesh(arguments.readout, arguments.readout, SIDE, SIDE, quadrilateral=True), "CG", 1)
+ensemble = Ensemble(COMM_WORLD, 1)  # meshes this small are not split: ranks share the images
+
+
+def square(n):
+    return FunctionSpace(RectangleMesh(n, n, SIDE, SIDE, quadrilateral=True, comm=ensemble.comm), "CG", 1)
+
+
+spaces, readout_space = [square(n) for n in levels], square(arguments.readout)
 finest = len(levels) - 1
 operators = (cn.stencil_operators if arguments.operators == "stencil" else cn.low_order_operators)(spaces[finest])
 controls = cn.ControlSpace(arguments.time, arguments.layers, operators, arguments.features)
@@ -108,10 +114,10 @@ start = controls.random(rng, scale=0.1)
 
 def problem(level, sample, work, **changes):
     averaged = sample.averaged(28 // levels[level])
-    return cn.TrainingProblem(readouts[level], averaged, work=work, **(regularisation | changes))
+    return cn.TrainingProblem(readouts[level], averaged, work=work, ensemble=ensemble, **(regularisation | changes))
 
 
-tests = cn.SampleAverage(readouts[finest], test.averaged(28 // levels[finest]))
+tests = cn.SampleAverage(readouts[finest], test.averaged(28 // levels[finest]), ensemble=ensemble)
 
 
 def test_accuracy(found):
@@ -155,7 +161,7 @@ def adam(multilevel):
         solver = FirstOrder(
             JointFunctional(at, *found), generator, Adam(second=0.99), rate=arguments.rate, schedule=warm_cosine_rate,
             batch=min(arguments.batch, len(train)), limits=Limits(iterations=epochs),
-            recorded=cn.SampleAverage(readouts[level], few.averaged(28 // levels[level]), work=work),
+            recorded=cn.SampleAverage(readouts[level], few.averaged(28 // levels[level]), work=work, ensemble=ensemble),
             coordinates=Coordinates(at, weights_matrix=size**2 * np.eye(readout_space.dim())),
             accuracies=judge)
         found = solver.solve()
@@ -172,9 +178,8 @@ def twin():
             if not arguments.without_torch else "PyTorch's twin is left out.")
         return None
     nodes = levels[finest] + 1
-    one = FunctionSpace(RectangleMesh(*[levels[finest]] * 2, SIDE, SIDE, quadrilateral=True, comm=COMM_SELF), "CG", 1)
-    project = PixelProjection(one, (levels[finest],) * 2)
-    order = nodes_in_order(one)
+    project = PixelProjection(spaces[finest], (levels[finest],) * 2)
+    order = nodes_in_order(spaces[finest])
     # Stencils are indexed by offsets in x and y, PyTorch's kernels by rows (y) and columns (x).
     basis = cn.interior_stencil(operators, np.eye(len(operators))).swapaxes(1, 2)
 
@@ -182,7 +187,9 @@ def twin():
         averaged = sample.averaged(28 // levels[finest])
         return project(averaged.values(0, len(averaged)))[order].T.reshape(-1, nodes, nodes)
 
-    course = None
+    # PyTorch's threads take the cores of all ranks, which sleep meanwhile: MPI would bind and poll.
+    course, cores = None, os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set().union(*COMM_WORLD.allgather(cores)))
     if root:
         from torch_twin import train as train_twin
         course = [(t, 100 * a) for t, a in train_twin(
@@ -190,6 +197,10 @@ def twin():
             layers=arguments.layers, T=arguments.time, diffusion=arguments.diffusion, readout=arguments.readout,
             side=SIDE, epochs=arguments.fine_epochs, batch=min(arguments.batch, len(train)), rate=arguments.rate,
             seed=arguments.seed, basis=basis, threads=COMM_WORLD.size)]
+    finished = COMM_WORLD.Ibarrier()
+    while not finished.Test():
+        time.sleep(0.1)
+    os.sched_setaffinity(0, cores)
     return COMM_WORLD.bcast(course)
 
 
