@@ -49,18 +49,17 @@ def test_counts_do_not_grow_under_refinement(scheme, quadrilateral):
     check_counts("reaction-diffusion", scheme, quadrilateral, 2)
 
 
-@pytest.mark.parametrize(("name", "scheme"), [
-    pytest.param(name, scheme, marks=pytest.mark.xfail(
-        strict=True, reason="takes 5 Newton iterations on 56x56 cells"))
-    if (name, scheme) == ("antisymmetric", "backward Euler") else (name, scheme)
-    for name in FITTING if name != "reaction-diffusion" for scheme in SCHEMES])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", [name for name in FITTING if name != "reaction-diffusion"])
 def test_counts_of_the_other_dynamics(name, scheme):
     check_counts(name, scheme, True, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "quadrilateral"), [
-    ("reaction-diffusion", True), ("reaction-diffusion", False), ("parabolic", True)])
+    ("reaction-diffusion", True), ("reaction-diffusion", False),
+    pytest.param("parabolic", True, marks=pytest.mark.xfail(
+        strict=True, reason="on 224x224 cells one step takes 5 Newton iterations, three of them slow"))])
 def test_counts_up_to_224_cells(name, quadrilateral):
     check_counts(name, "backward Euler", quadrilateral, 4)
 

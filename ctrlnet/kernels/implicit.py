@@ -21,6 +21,8 @@ from ctrlnet.kernels.vectors import fields_of, parts_of, write
 
 __all__ = ["ImplicitStage", "Level"]
 
+_NEAR = 1e-4  # of Newton's tolerance over the residual: one Krylov iteration more then saves a Newton step
+
 
 class Level:
     r"""One mesh of the hierarchy, and the maps to the next coarser one; V_h -> V_H and their transposes.
@@ -103,6 +105,7 @@ class ImplicitStage:
         petsctools.set_from_options(self._snes, parameters=parameters, options_prefix=prefix)
         with petsctools.inserted_options(self._snes):
             self._multigrid(self._snes.getKSP().getPC(), False)
+        self._forcing = self._snes.getKSP().getTolerances()[0]
         self._ksp = {}
         for transposed in (False, True):
             ksp = PETSc.KSP().create(self.comm)
@@ -158,8 +161,10 @@ class ImplicitStage:
         write(self.run, F, [[(1.0, u), (-1.0, y), (-1.0, g)] for u, y, g in zip(U, self._right, G, strict=True)])
 
     def _linearise(self, snes, x, A, B) -> None:
-        if snes is not None and snes.getIterationNumber():
-            self.krylov_iterations.append(self._krylov)
+        if snes is not None:
+            if snes.getIterationNumber():
+                self.krylov_iterations.append(self._krylov)
+            self._set_forcing(snes)
         U = fields_of(self.run, x, "newton")
         self.run.evaluate(U)
         for i, run in enumerate(self.runs[1:]):
@@ -172,6 +177,16 @@ class ImplicitStage:
             U = coarse
             run.at(self.run.S, self.run.b, self.run.h).evaluate(U)
         A.assemble()
+
+    def _set_forcing(self, snes) -> None:
+        """Solve this Newton step to the tolerance of the last one, if that is near; else to the Krylov method's own."""
+        norm = snes.getFunctionNorm()
+        if snes.getIterationNumber() == 0:
+            self._first_norm = norm
+        rtol, atol = snes.getTolerances()[:2]
+        wanted = max(atol, rtol * self._first_norm) / norm if norm else 1.0
+        forcing = 0.9 * wanted if _NEAR < wanted < self._forcing else self._forcing
+        snes.getKSP().setTolerances(rtol=forcing)
 
     def nonlinear(self, U: list[np.ndarray], right: list[np.ndarray]) -> None:
         """Solve U - g(U) = right from the first guess in U, which is overwritten; g is linearised there."""
