@@ -78,6 +78,7 @@ class BackwardEuler(_OneStage):
     ==============================  ====================================================================
     ``snes_rtol``, ``snes_max_it``  Newton: relative residual, most iterations (1e-8, 20)
     ``ksp_type``, ``ksp_rtol``      Krylov method of a Newton step, its relative residual (fgmres, 1e-3)
+                                    The last step is solved to Newton's tolerance where that is near.
     ``pc_type``                     ``mg`` on the mesh's hierarchy; ``none`` where it has none
     ``mg_levels_ksp_type``          smoother (``python``: that of :mod:`ctrlnet.kernels.minimal_residual`)
     ``mg_levels_ksp_max_it``        smoothing steps (3)
