@@ -1,9 +1,11 @@
 """Small problems that several test files share."""
 
 import numpy as np
-from firedrake import COMM_WORLD, FunctionSpace, RectangleMesh
+from firedrake import COMM_WORLD, Function, FunctionSpace, RectangleMesh, assemble, dx, inner
+from firedrake.adjoint import Control, ReducedFunctional
 
 import ctrlnet as cn
+from ctrlnet.propagation import PropagationBlock
 
 
 def square(cells, quadrilateral=True, comm=COMM_WORLD):
@@ -61,3 +63,31 @@ def check_derivatives_whatever_the_memory(network, assert_taylor):
     for f in direction:
         f.dat.data[:] = 0.1 * np.random.default_rng(2).standard_normal(f.dat.data_ro.shape)
     assert_taylor(functional, point, direction)
+
+
+def check_dot_products(case, points, direction, tolerance=1e-12):
+    """<w, F' d> = <F'^* w, d> for perturbations of s, b, Y0, one by one and together."""
+    block = PropagationBlock(case.network, *points)
+    weight = Function(case.Y0.function_space()).riesz_representation("l2")
+    weight.dat.data[:] = np.random.default_rng(11).standard_normal(weight.dat.data_ro.shape)
+    gradient = block.prepare_evaluate_adj(points, [weight], None)
+    for chosen in ([0], [1], [2], [0, 1, 2]):
+        parts = [d if k in chosen else None for k, d in enumerate(direction)]
+        change = block.evaluate_tlm_component(points, parts, None, 0)
+        left = weight.dat.data_ro.ravel() @ change.dat.data_ro.ravel()
+        right = sum(gradient[k].dat.data_ro.ravel() @ direction[k].dat.data_ro.ravel() for k in chosen)
+        scale = np.linalg.norm(weight.dat.data_ro) * np.linalg.norm(change.dat.data_ro)
+        assert abs(left - right) <= tolerance * scale, f"<w, F'd> = {left}, <F'*w, d> = {right}"
+
+
+def check_derivatives(case, annotation, assert_taylor=None):
+    """<w, F' d> = <F'^* w, d> to 1e-12; remainders of order 2 with the gradient, 3 with the Hessian."""
+    points, direction = [case.s, case.b, case.Y0], list(case.perturbation())
+    check_dot_products(case, points, direction)
+    if assert_taylor is None:
+        return
+    with annotation() as tape:
+        Y = cn.propagate(case.network, *points)
+        J = ReducedFunctional(assemble((inner(Y, Y) + 0.1 * inner(Y, Y) ** 2) * dx), [Control(c) for c in points],
+                              tape=tape)
+    assert_taylor(J, points, direction)

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import ufl
 from firedrake import COMM_SELF, COMM_WORLD, Function, FunctionSpace, Mesh, RectangleMesh, assemble, dx, inner
 from firedrake.adjoint import Control, ReducedFunctional
-from small import check_derivatives_whatever_the_memory, small_network, small_problem
+from small import check_derivatives, check_derivatives_whatever_the_memory, small_network, small_problem
 from test_parallel import SQUARE, assert_equal, propagation_numbers
 
 import ctrlnet as cn
@@ -20,7 +20,6 @@ from ctrlnet.kernels.substitution import gathered
 from ctrlnet.kernels.sweep import aligned_zeros
 from ctrlnet.operators import Operators
 from ctrlnet.plain import layer_controls, layer_derivatives, propagate_plain
-from ctrlnet.propagation import PropagationBlock
 
 CELLS = ["interval", "quadrilateral", "triangle", "hexahedron", "tetrahedron"]
 softplus = Activation("softplus", lambda z: ufl.ln(1 + ufl.exp(z)))
@@ -148,23 +147,7 @@ def agree(mine, oracle, what):
 def test_dot_products_and_taylor(make_case, annotation, assert_taylor, kind):
     """<w, F' d> = <F'^* w, d> to 1e-12; remainders of order 2 with the gradient, 3 with the Hessian."""
     case = make_case(kind, images=3, cells=2, **IMEX)
-    points, direction = [case.s, case.b, case.Y0], list(case.perturbation())
-    block = PropagationBlock(case.network, *points)
-    weight = Function(case.Y0.function_space()).riesz_representation("l2")
-    weight.dat.data[:] = np.random.default_rng(11).standard_normal(weight.dat.data_ro.shape)
-    gradient = block.prepare_evaluate_adj(points, [weight], None)
-    for chosen in ([0], [1], [2], [0, 1, 2]):
-        change = block.evaluate_tlm_component(points, [d if k in chosen else None for k, d in enumerate(direction)],
-                                              None, 0)
-        left = weight.dat.data_ro.ravel() @ change.dat.data_ro.ravel()
-        right = sum(gradient[k].dat.data_ro.ravel() @ direction[k].dat.data_ro.ravel() for k in chosen)
-        scale = np.linalg.norm(weight.dat.data_ro) * np.linalg.norm(change.dat.data_ro)
-        assert abs(left - right) <= 1e-12 * scale, f"<w, F'd> = {left}, <F'*w, d> = {right}"
-    with annotation() as tape:
-        Y = cn.propagate(case.network, *points)
-        J = ReducedFunctional(assemble((inner(Y, Y) + 0.1 * inner(Y, Y) ** 2) * dx), [Control(c) for c in points],
-                              tape=tape)
-    assert_taylor(J, points, direction)
+    check_derivatives(case, annotation, assert_taylor)
 
 
 def test_single_precision(make_case):

@@ -7,10 +7,9 @@ import pytest
 import scipy.sparse as sp
 from firedrake import COMM_SELF, COMM_WORLD, Function, FunctionSpace, RectangleMesh, assemble, dx, inner
 from firedrake.adjoint import Control, ReducedFunctional
-from small import check_derivatives_whatever_the_memory, small_network, small_problem, square
+from small import check_derivatives, check_derivatives_whatever_the_memory, small_network, small_problem, square
 from test_imex import agree
 from test_parallel import assert_equal
-from test_steps import check_dot_products
 
 import ctrlnet as cn
 from ctrlnet.kernels.substitution import gathered
@@ -81,15 +80,8 @@ def test_dot_products_and_taylor(make_case, annotation, assert_taylor, activatio
     """<w, F' d> = <F'^* w, d> to 1e-12; remainders of order 2 with the gradient, 3 with the Hessian."""
     dynamics = cn.ReactionDiffusion(0.4, activation, learned=True)
     case = make_case("quadrilateral", images=3, cells=2, dynamics=dynamics, integrator=cn.IMEX())
-    points, direction = [case.s, case.b, case.Y0], list(case.perturbation())
-    check_dot_products(case, points, direction)
-    if activation is not cn.tanh:
-        return  # no second derivative where the pieces meet
-    with annotation() as tape:
-        Y = cn.propagate(case.network, *points)
-        J = ReducedFunctional(assemble((inner(Y, Y) + 0.1 * inner(Y, Y) ** 2) * dx), [Control(c) for c in points],
-                              tape=tape)
-    assert_taylor(J, points, direction)
+    # No second derivative where the pieces of the rectifier meet.
+    check_derivatives(case, annotation, assert_taylor if activation is cn.tanh else None)
 
 
 def test_training_problem_with_any_memory(assert_taylor):

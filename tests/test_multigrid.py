@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from firedrake import COMM_SELF, COMM_WORLD, FunctionSpace, MeshHierarchy, RectangleMesh, assemble, dx, inner
-from firedrake.adjoint import Control, ReducedFunctional
-from small import small_network, small_problem
+from firedrake import COMM_SELF, COMM_WORLD, FunctionSpace, MeshHierarchy, RectangleMesh
+from small import check_derivatives, small_network, small_problem
 from test_parallel import assert_equal, propagation_numbers
-from test_steps import check_dot_products
 
 import ctrlnet as cn
 from ctrlnet.integrators import diffusion
@@ -28,7 +26,8 @@ def solves_of(V, c, **parameters):
     found = []
     for solver in ("direct", "multigrid"):
         D = cn.low_order_operators(V)
-        network = cn.Network(D, cn.ControlSpace(1.0, 1, D, 1), **with_solver(solver, c, **parameters))
+        chosen = parameters if solver == "multigrid" else {}
+        network = cn.Network(D, cn.ControlSpace(1.0, 1, D, 1), **with_solver(solver, c, **chosen))
         found.append(network.sweep._solve(1.0))
     return found
 
@@ -81,13 +80,7 @@ def test_without_multigrid_they_do():
 def test_dot_products_and_taylor(make_case, annotation, assert_taylor, kind, learned):
     """The sweeps' tangent, adjoint and second order are exact."""
     case = make_case(kind, cells=2, refinements=1, images=3, layers=2, **with_solver("multigrid", learned=learned))
-    points, direction = [case.s, case.b, case.Y0], list(case.perturbation())
-    check_dot_products(case, points, direction)
-    with annotation() as tape:
-        Y = cn.propagate(case.network, *points)
-        J = ReducedFunctional(assemble((inner(Y, Y) + 0.1 * inner(Y, Y) ** 2) * dx), [Control(c) for c in points],
-                              tape=tape)
-    assert_taylor(J, points, direction)
+    check_derivatives(case, annotation, assert_taylor)
 
 
 def test_single_precision(make_case):
@@ -130,6 +123,11 @@ def test_the_size_of_factors_is_estimated(space, kind, cells):
 def test_an_unknown_solver_is_refused():
     with pytest.raises(ValueError, match="one of auto, direct, multigrid; received 'amg'"):
         cn.IMEX(solver="amg")
+
+
+def test_options_of_another_solver_are_refused():
+    with pytest.raises(ValueError, match=r"direct solver .* takes no PETSc options, received {'ksp_rtol': 1e-06}"):
+        cn.IMEX(solver="direct", solver_parameters={"ksp_rtol": 1e-6})
 
 
 def test_a_solve_that_does_not_converge_says_what_to_try(make_case):

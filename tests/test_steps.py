@@ -5,16 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import ufl
-from firedrake import COMM_SELF, COMM_WORLD, Function, FunctionSpace, RectangleMesh, assemble, dx, inner
-from firedrake.adjoint import Control, ReducedFunctional
+from firedrake import COMM_SELF, COMM_WORLD, FunctionSpace, RectangleMesh
 from scipy.optimize import fsolve
-from small import check_derivatives_whatever_the_memory, small_network
+from small import check_derivatives, check_derivatives_whatever_the_memory, small_network
 from test_parallel import assert_equal, propagation_numbers
 
 import ctrlnet as cn
 from ctrlnet.activations import Activation
 from ctrlnet.integrators import heun, midpoint, rk4, ssp3
-from ctrlnet.propagation import PropagationBlock
 
 softplus = Activation("softplus", lambda z: ufl.ln(1 + ufl.exp(z)))
 EXPLICIT = {"euler": cn.ForwardEuler(), "heun": cn.RungeKutta(heun), "midpoint": cn.RungeKutta(midpoint),
@@ -135,27 +133,7 @@ def test_value_is_that_of_dense_matrices(make_case, dynamics, scheme):
 def test_dot_products_and_taylor(make_case, annotation, assert_taylor, dynamics, scheme):
     """<w, F' d> = <F'^* w, d> to 1e-12; remainders of order 2 with the gradient, 3 with the Hessian."""
     case = case_of(make_case, dynamics, scheme, activation=softplus if scheme == "heun" else cn.tanh)
-    points, direction = [case.s, case.b, case.Y0], list(case.perturbation())
-    check_dot_products(case, points, direction)
-    with annotation() as tape:
-        Y = cn.propagate(case.network, *points)
-        J = ReducedFunctional(assemble((inner(Y, Y) + 0.1 * inner(Y, Y) ** 2) * dx), [Control(c) for c in points],
-                              tape=tape)
-    assert_taylor(J, points, direction)
-
-
-def check_dot_products(case, points, direction, tolerance=1e-12):
-    block = PropagationBlock(case.network, *points)
-    weight = Function(case.Y0.function_space()).riesz_representation("l2")
-    weight.dat.data[:] = np.random.default_rng(11).standard_normal(weight.dat.data_ro.shape)
-    gradient = block.prepare_evaluate_adj(points, [weight], None)
-    for chosen in ([0], [1], [2], [0, 1, 2]):
-        parts = [d if k in chosen else None for k, d in enumerate(direction)]
-        change = block.evaluate_tlm_component(points, parts, None, 0)
-        left = weight.dat.data_ro.ravel() @ change.dat.data_ro.ravel()
-        right = sum(gradient[k].dat.data_ro.ravel() @ direction[k].dat.data_ro.ravel() for k in chosen)
-        scale = np.linalg.norm(weight.dat.data_ro) * np.linalg.norm(change.dat.data_ro)
-        assert abs(left - right) <= tolerance * scale, f"<w, F'd> = {left}, <F'*w, d> = {right}"
+    check_derivatives(case, annotation, assert_taylor)
 
 
 @pytest.mark.parametrize(("degree", "cells"), [(1, 1), (0, 2)], ids=["linear", "piecewise constant"])

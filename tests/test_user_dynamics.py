@@ -11,18 +11,15 @@ from firedrake import (
     FunctionSpace,
     RectangleMesh,
     as_vector,
-    assemble,
     dx,
     grad,
     inner,
     tanh,
 )
-from firedrake.adjoint import Control, ReducedFunctional
 from irksome import BackwardEuler, Dt, GaussLegendre, QinZhang
 from irksome.tableaux.ButcherTableaux import ButcherTableau
-from small import small_network, small_problem, square
+from small import check_derivatives, small_network, small_problem, square
 from test_parallel import assert_equal, propagation_numbers
-from test_steps import check_dot_products
 
 import ctrlnet as cn
 from ctrlnet.integrators.irksome import KRYLOV
@@ -111,13 +108,7 @@ def test_dot_products_and_taylor(make_case, annotation, assert_taylor, pair):
     """<w, F' d> = <F'^* w, d> to 1e-12; remainders of order 2 with the gradient, 3 with the Hessian."""
     residual, tableau, parts = PAIRS[pair]
     case = case_of(make_case, residual, tableau, parts=parts)
-    points, direction = [case.s, case.b, case.Y0], list(case.perturbation())
-    check_dot_products(case, points, direction)
-    with annotation() as tape:
-        Y = cn.propagate(case.network, *points)
-        J = ReducedFunctional(assemble((inner(Y, Y) + 0.1 * inner(Y, Y) ** 2) * dx), [Control(c) for c in points],
-                              tape=tape)
-    assert_taylor(J, points, direction)
+    check_derivatives(case, annotation, assert_taylor)
 
 
 @pytest.mark.parametrize(("residual", "tableau", "parts", "order"), [

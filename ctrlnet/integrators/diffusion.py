@@ -27,10 +27,15 @@ _TOLERANCES = {np.dtype(np.float64): 1e-13, np.dtype(np.float32): 1e-7}
 _SOLVERS = ("auto", "direct", "multigrid")
 
 
-def check_solver(solver: str) -> None:
-    """Raise a ValueError unless there is a solver of this name."""
+def check_solver(solver: str, parameters: Mapping) -> None:
+    """Raise a ValueError unless there is a solver of this name that takes the parameters."""
     if solver not in _SOLVERS:
         raise ValueError(f"The solver of an IMEX step is one of {', '.join(_SOLVERS)}; received {solver!r}.")
+    if solver == "direct" and parameters:
+        raise ValueError(
+            f"The direct solver of an IMEX step takes no PETSc options, received {dict(parameters)}; they are for "
+            "solver='multigrid'."
+        )
 
 
 def diffusion_solver(operators: Operators, sweep, solver: str, parameters: Mapping) -> Callable[[float], LinearSolve]:

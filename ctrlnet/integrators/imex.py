@@ -55,7 +55,7 @@ class IMEX:
     Raises
     ------
     ValueError
-        If the solver is unknown.
+        If the solver is unknown, or direct with PETSc options.
 
     Source: Ascher, Ruuth and Spiteri, "Implicit-explicit Runge-Kutta methods for time-dependent PDEs", 1997.
     """
@@ -65,7 +65,7 @@ class IMEX:
     order = 1
 
     def __post_init__(self):
-        check_solver(self.solver)
+        check_solver(self.solver, self.solver_parameters)
 
     def control_times(self, T: float, steps: int) -> np.ndarray:
         """Return the times t_k at which step k takes its controls."""
