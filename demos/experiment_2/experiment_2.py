@@ -32,8 +32,10 @@ parser.add_argument("--readout", type=int, default=4, help="cells along each sid
 parser.add_argument("--newton-train", type=int, default=4000, help="training images of the quasi-Newton runs")
 parser.add_argument("--iterations", type=int, nargs="+", default=[36, 6, 6], help="quasi-Newton, each level")
 parser.add_argument("--fine-iterations", type=int, default=20, help="quasi-Newton, the finest mesh alone")
-parser.add_argument("--epochs", type=int, nargs="+", default=[3, 4, 6], help="Adam's passes, each level")
-parser.add_argument("--fine-epochs", type=int, default=10, help="Adam's passes, the finest mesh alone, and PyTorch's")
+parser.add_argument("--epochs", type=int, nargs="+",
+                    help="Adam's passes, each level (default: 3 4 6, or 20 25 40 for the shipped sample)")
+parser.add_argument("--fine-epochs", type=int, help="Adam's passes, the finest mesh alone, and PyTorch's (default: 10, "
+                    "or 65 for the shipped sample)")
 parser.add_argument("--rate", type=float, default=0.01, help="Adam's largest learning rate")
 parser.add_argument("--batch", type=int, default=128)
 parser.add_argument("--target", type=float, help="test accuracy that is raced to, in percent (default: 98, or 95 for "
@@ -48,6 +50,10 @@ sys.argv[1:] = petsc_options  # PETSc reads the rest when Firedrake is imported
 for cells in arguments.levels:
     if cells < 1 or 28 % cells:
         parser.error(f"28 pixels do not divide into {cells} cells: choose among 1, 2, 4, 7, 14, 28.")
+if arguments.epochs is None:
+    arguments.epochs = [3, 4, 6] if arguments.data else [20, 25, 40]
+if arguments.fine_epochs is None:
+    arguments.fine_epochs = 10 if arguments.data else 65
 for name in ("iterations", "epochs"):
     if len(getattr(arguments, name)) != len(arguments.levels):
         parser.error(f"--{name} takes one number for each of the {len(arguments.levels)} levels.")
@@ -214,6 +220,10 @@ def ratio(a, b):
     return a / b if b else float("nan")
 
 
+def told(number, digits=1):
+    return "not reached" if np.isnan(number) else f"{number:.{digits}f}"
+
+
 def first(points, reached, column):
     return next((p[column] for p in points if reached(p)), float("nan"))
 
@@ -260,10 +270,11 @@ for kind, value in times.items():
     figures[f"seconds_to_{label}_{kind}"] = value
 figures[f"seconds_to_{label}_over_torch"] = ratio(times["multilevel"], times["torch"])
 say(f"\nWork to the fine mesh's final objective, multilevel over fine alone: "
-    f"{figures['work_units_ratio_multilevel_over_fine']:.2f} (quasi-Newton), "
-    f"{figures['adam_work_units_ratio_multilevel_over_fine']:.2f} (Adam).\n"
-    f"Seconds to {target:g} %: {times['multilevel']:.1f} multilevel, {times['fine']:.1f} fine alone, "
-    f"{times['torch']:.1f} PyTorch; ratio {figures[f'seconds_to_{label}_over_torch']:.2f}.")
+    f"{told(figures['work_units_ratio_multilevel_over_fine'], 2)} (quasi-Newton), "
+    f"{told(figures['adam_work_units_ratio_multilevel_over_fine'], 2)} (Adam).\n"
+    f"Seconds to {target:g} %: {told(times['multilevel'])} multilevel, {told(times['fine'])} fine alone"
+    + (f", {told(times['torch'])} PyTorch" if course is not None else "")
+    + (f"; ratio {race:.2f}." if np.isfinite(race := figures[f"seconds_to_{label}_over_torch"]) else "."))
 output = Path(arguments.output)
 if root:
     plot_convergence(output / "convergence.png", curves)
