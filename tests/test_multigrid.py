@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from firedrake import COMM_SELF, COMM_WORLD, FunctionSpace, MeshHierarchy, RectangleMesh
-from small import check_derivatives, small_network, small_problem
+from small import check_derivatives, small_network, small_problem, square
 from test_parallel import assert_equal, propagation_numbers
 
 import ctrlnet as cn
@@ -19,6 +19,11 @@ KINDS = ["interval", "quadrilateral", "triangle", "hexahedron", "tetrahedron"]
 def with_solver(solver, nu=0.4, learned=False, **parameters):
     return dict(dynamics=cn.ReactionDiffusion(nu, learned=learned),
                 integrator=cn.IMEX(solver=solver, solver_parameters=parameters))
+
+
+def on_a_hierarchy(**settings):
+    """A small network whose mesh has a coarser one: otherwise there is nothing for multigrid to work on."""
+    return small_network(cells=3, **settings).on(FunctionSpace(MeshHierarchy(square(3), 1)[-1], "CG", 1))
 
 
 def solves_of(V, c, **parameters):
@@ -95,7 +100,7 @@ def test_single_precision(make_case):
 def test_it_trains_as_the_direct_solve_does():
     histories = []
     for solver in ("direct", "multigrid"):
-        problem = small_problem(network=small_network(**with_solver(solver)))
+        problem = small_problem(network=on_a_hierarchy(**with_solver(solver)))
         result = cn.train_level(problem, *problem.controls(np.random.default_rng(0))[:2], iterations=5)
         histories.append([i.objective for i in result.history.iterations])
     np.testing.assert_allclose(histories[1], histories[0], rtol=1e-7)
@@ -138,8 +143,8 @@ def test_a_solve_that_does_not_converge_says_what_to_try(make_case):
 
 
 def test_an_optimiser_shortens_a_step_whose_solve_fails():
-    """The solve of a diffusivity that a trial step has made large stops: the step is shortened, training goes on."""
-    network = small_network(**with_solver("multigrid", 0.4, learned=True))
+    """The first solve with another diffusivity is made to fail: the step is shortened and training goes on."""
+    network = on_a_hierarchy(**with_solver("multigrid", 0.4, learned=True))
     problem = small_problem(network=network)
     functional = ProjectedFunctional(problem, *problem.controls(np.random.default_rng(0))[:2])
     solve, failed = network.sweep._solve, []

@@ -4,8 +4,8 @@ A reaction-diffusion network :math:`\dot Y = \sigma(\sum_j s_j(t) D_j Y + b(t)) 
 d/dx and d/dy, learns digits on 28x28 cells. Then it runs on coarser and finer meshes with the controls it has and the
 time step it has. An explicit step is stable while :math:`h\nu` stays below a quarter of the squared mesh width: it
 fails on a mesh twice or four times as fine. An implicit step, solved by Newton's method with multigrid, is not bound by
-the mesh: its Newton iterations do not grow, its Krylov iterations stay few, one of them costs as much a node on 224x224
-cells as on 28x28, and its state converges.
+the mesh: its Newton and Krylov iterations stay few, one Krylov iteration costs about as much a node on 224x224 cells as
+on 28x28, and its state converges.
 
 The training takes IMEX steps, the cheapest. The classifier is then solved for once for each scheme, on 28x28 cells.
 Accuracies are those of test images; the difference of states is that of Y(T) to the finest mesh, in the mean square
