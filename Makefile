@@ -5,6 +5,8 @@ venv := $(CURDIR)/.venv
 run := $(venv)/bin/python
 # PETSc reads pytest's arguments too; without this it would end by listing those it does not know.
 pytest := PETSC_OPTIONS="$${PETSC_OPTIONS:-} -options_left no" $(run) -m pytest
+# A worker a core; each takes one test after the other.
+workers := --numprocesses $(shell nproc) --maxschedchunk 1
 pip := $(venv)/bin/python -m pip --disable-pip-version-check
 
 export PYTHON
@@ -20,7 +22,7 @@ help:
 	@echo 'make test      the tests, without the slow ones (ARGS="-k name" chooses)'
 	@echo 'make test-all  all tests'
 	@echo 'make bench     the speed of the propagation, beside PyTorch'
-	@echo 'make lint      ruff'
+	@echo 'make lint      ruff, the plan of the house (tests/architecture.py), types (mypy)'
 	@echo 'make install   the set-up alone, which the targets above do first (PYTHON=... chooses the interpreter)'
 	@echo 'make doctor    versions, and one PDE on one and on two ranks: what is wrong, if something is'
 	@echo 'make clean     remove the set-up and the caches of this checkout'
@@ -32,10 +34,10 @@ demo: install
 	@$(run) demos/mnist_multiscale/mnist_multiscale.py $(ARGS)
 
 test: install
-	@$(pytest) -m 'not slow' $(ARGS)
+	@$(pytest) $(workers) -m 'not slow' $(ARGS)
 
 test-all: install
-	@$(pytest) $(ARGS)
+	@$(pytest) $(workers) $(ARGS)
 
 bench: install
 	@$(run) -c 'import torch' 2>/dev/null || $(pip) install --no-build-isolation -c .setup/constraints.txt -e '.[bench]'
@@ -43,10 +45,12 @@ bench: install
 
 lint: install
 	@$(run) -m ruff check .
+	@$(run) tests/architecture.py
+	@$(run) -m mypy
 
 doctor:
 	@test -x $(venv)/bin/python || { echo "There is no environment yet: run 'make install' first."; exit 1; }
-	@$(run) -P ctrlnet/doctor.py
+	@$(run) -P .setup/doctor.py
 
 clean:
 	rm -rf .venv .setup.log .hypothesis .pytest_cache .ruff_cache build *.egg-info

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from pyadjoint import (
-    Tape,
-    annotate_tape,
-    continue_annotation,
-    get_working_tape,
-    pause_annotation,
-    set_working_tape,
-)
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyadjoint import Tape, continue_annotation, set_working_tape, stop_annotating
 
 __all__ = ["own_tape"]
 
 
-class own_tape:
+@contextmanager
+def own_tape() -> Iterator[Tape]:
     """Context in which annotation goes to a new tape; the caller's tape and annotation state come back."""
-
-    def __enter__(self) -> Tape:
-        self._annotating = annotate_tape()
-        self._outer = get_working_tape()
-        tape = Tape()
-        set_working_tape(tape)
+    with set_working_tape() as tape, stop_annotating():  # the latter for the state it restores
         continue_annotation()
-        return tape
-
-    def __exit__(self, *_) -> None:
-        set_working_tape(self._outer)
-        if not self._annotating:
-            pause_annotation()
+        yield tape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,27 @@ from pyadjoint import (
     taylor_to_dict,
 )
 
-from ctrlnet import ControlSpace, Network, Residual, low_order_operators, stencil_operators, tanh
+from ctrlnet import Controls, ControlSpace, Network, Residual, low_order_operators, stencil_operators, tanh
 from ctrlnet.own_tape import own_tape
 
 # Whatever starts several ranks does so through the launcher that does not wait for ever.
 os.environ["PATH"] = os.pathsep.join([str(Path(__file__).parent / "launcher"), os.environ.get("PATH", os.defpath)])
+# Ranks that wait leave their core to others: there are more of them than cores.
+os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+
+
+def on_several_ranks(item: pytest.Item) -> bool:
+    return item.get_closest_marker("parallel") is not None and item.get_closest_marker("parallel[1]") is None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long: by turns a test of several ranks and one of a worker's own, the demos first."""
+    together = [item for item in items if on_several_ranks(item)]
+    alone = [item for item in items if not on_several_ranks(item)]
+    alone.sort(key=lambda item: "demos" not in item.path.parts)
+    pairs = itertools.zip_longest(together, alone[: len(together)])
+    items[:] = [item for pair in pairs for item in pair if item is not None] + alone[len(together) :]
 
 
 @pytest.fixture(autouse=True)
@@ -89,17 +106,20 @@ def coordinates():
 
 @dataclass
 class Case:
-    """A network with controls (s, b) and a state Y0 that reach the curved part of every activation."""
+    """A network with controls m = (s, b, ...) and a state Y0 that reach the curved part of every activation."""
 
     network: Network
-    s: Function
-    b: Function
+    m: Controls
     Y0: Function
 
-    def perturbation(self, seed: int = 7) -> tuple[Function, Function, Function]:
-        """Return directions of s, b, Y0."""
+    s = property(lambda self: self.m.s)
+    b = property(lambda self: self.m.b)
+    points = property(lambda self: [*self.m, self.Y0])
+
+    def perturbation(self, seed: int = 7) -> tuple[Function, ...]:
+        """Return directions of the controls and Y0."""
         rng = np.random.default_rng(seed)
-        return tuple(normal(f.function_space(), rng, 0.1) for f in (self.s, self.b, self.Y0))
+        return tuple(normal(f.function_space(), rng, 0.1) for f in self.points)
 
 
 def normal(space, rng: np.random.Generator, scale: float = 1.0) -> Function:
@@ -167,8 +187,9 @@ def make_case(make_network):
     def factory(kind: str, images: int = 2, **settings) -> Case:
         network = make_network(kind, **settings)
         rng = np.random.default_rng(3)
-        s, b = network.controls.random(rng, 0.3)
-        b.dat.data[:] = 0.3 * rng.standard_normal(b.dat.data_ro.shape)
-        return Case(network, s, b, normal(network.state_space(images), rng))
+        m = network.control_space.random(rng, 0.3)
+        for control in m[1:]:
+            control.dat.data[:] = 0.3 * rng.standard_normal(control.dat.data_ro.shape)
+        return Case(network, m, normal(network.state_space(images), rng))
 
     return factory

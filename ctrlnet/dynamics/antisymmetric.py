@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ctrlnet.activations import Activation, tanh
+from ctrlnet.dynamics.activations import Activation, tanh
 from ctrlnet.dynamics.system import Dynamics
-from ctrlnet.kernels.program import State
+from ctrlnet.formulas.language import Language, State
 
 __all__ = ["Antisymmetric"]
 
@@ -23,6 +23,6 @@ class Antisymmetric(Dynamics):
 
     activation: Activation = tanh
 
-    def rate(self, program, stage: int, state: State) -> State:
+    def rate(self, language: Language, stage: int, state: State) -> State:
         (Y,) = state
-        return State([program.activate(program.K(Y, stage) - program.K_adjoint(Y, stage))])
+        return State([language.activate(language.K(Y, stage) - language.K_adjoint(Y, stage), self.activation)])

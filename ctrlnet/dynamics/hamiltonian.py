@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctrlnet.activations import Activation, tanh
+from ctrlnet.dynamics.activations import Activation, tanh
 from ctrlnet.dynamics.system import PartitionedDynamics
-from ctrlnet.kernels.program import State
+from ctrlnet.formulas.language import Language, State
 
 __all__ = ["Hamiltonian"]
 
@@ -33,27 +33,27 @@ class Hamiltonian(PartitionedDynamics):
 
     activation: Activation = tanh
 
-    def _drive(self, program, stage: int, state: State, source: slice, target: slice, sign: float) -> State:
+    def _drive(self, language: Language, stage: int, state: State, source: slice, target: slice, sign: float) -> State:
         (X,) = state
-        mask, turn = np.zeros((program.features,) * 2), np.zeros((program.features,) * 2)
+        mask, turn = np.zeros((language.features,) * 2), np.zeros((language.features,) * 2)
         mask[source, source] = 1.0
-        turn[target, source] = sign * np.eye(program.features // 2)
-        force = program.activate(program.K(X, stage, mask))
-        return State([program.K_adjoint(force, stage, turn, mask)])
+        turn[target, source] = sign * np.eye(language.features // 2)
+        force = language.activate(language.K(X, stage, mask), self.activation)
+        return State([language.K_adjoint(force, stage, turn, mask)])
 
-    def _halves(self, program) -> tuple[slice, slice]:
-        half, odd = divmod(program.features, 2)
+    def _halves(self, language: Language) -> tuple[slice, slice]:
+        half, odd = divmod(language.features, 2)
         if odd:
             raise ValueError(
-                f"Hamiltonian dynamics split the features into two halves; received {program.features} features. "
+                f"Hamiltonian dynamics split the features into two halves; received {language.features} features. "
                 "Use an even number."
             )
         return slice(0, half), slice(half, None)
 
-    def position_rate(self, program, stage: int, state: State) -> State:
-        Y, Z = self._halves(program)
-        return self._drive(program, stage, state, Z, Y, 1.0)
+    def position_rate(self, language: Language, stage: int, state: State) -> State:
+        Y, Z = self._halves(language)
+        return self._drive(language, stage, state, Z, Y, 1.0)
 
-    def momentum_rate(self, program, stage: int, state: State) -> State:
-        Y, Z = self._halves(program)
-        return self._drive(program, stage, state, Y, Z, -1.0)
+    def momentum_rate(self, language: Language, stage: int, state: State) -> State:
+        Y, Z = self._halves(language)
+        return self._drive(language, stage, state, Y, Z, -1.0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ctrlnet.activations import Activation, tanh
+from ctrlnet.dynamics.activations import Activation, tanh
 from ctrlnet.dynamics.system import PartitionedDynamics
-from ctrlnet.kernels.program import State
+from ctrlnet.formulas.language import Language, State
 
 __all__ = ["Hyperbolic"]
 
@@ -24,9 +24,9 @@ class Hyperbolic(PartitionedDynamics):
     activation: Activation = tanh
     parts = 2
 
-    def position_rate(self, program, stage: int, state: State) -> State:
+    def position_rate(self, language: Language, stage: int, state: State) -> State:
         return State([state[1], None])
 
-    def momentum_rate(self, program, stage: int, state: State) -> State:
-        force = program.K_adjoint(program.activate(program.K(state[0], stage)), stage)
+    def momentum_rate(self, language: Language, stage: int, state: State) -> State:
+        force = language.K_adjoint(language.activate(language.K(state[0], stage), self.activation), stage)
         return State([None, -force])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ctrlnet.activations import Activation, tanh
+from ctrlnet.dynamics.activations import Activation, tanh
 from ctrlnet.dynamics.system import Dynamics
-from ctrlnet.kernels.program import State
+from ctrlnet.formulas.language import Language, State
 
 __all__ = ["Parabolic"]
 
@@ -23,6 +23,6 @@ class Parabolic(Dynamics):
 
     activation: Activation = tanh
 
-    def rate(self, program, stage: int, state: State) -> State:
+    def rate(self, language: Language, stage: int, state: State) -> State:
         (Y,) = state
-        return State([-program.K_adjoint(program.activate(program.K(Y, stage)), stage)])
+        return State([-language.K_adjoint(language.activate(language.K(Y, stage), self.activation), stage)])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ctrlnet.activations import Activation, tanh
+from ctrlnet.dynamics.activations import Activation, tanh
 from ctrlnet.dynamics.system import Dynamics
-from ctrlnet.kernels.program import State
+from ctrlnet.formulas.language import Language, State
 
 __all__ = ["Residual"]
 
@@ -26,10 +26,6 @@ class Residual(Dynamics):
 
     activation: Activation = tanh
 
-    def right_hand_side(self, Z):
-        """Return dY/dt as UFL, given Z = K Y + b at a node."""
-        return self.activation(Z)
-
-    def rate(self, program, stage: int, state: State) -> State:
+    def rate(self, language: Language, stage: int, state: State) -> State:
         (Y,) = state
-        return State([program.activate(program.K(Y, stage))])
+        return State([language.activate(language.K(Y, stage), self.activation)])

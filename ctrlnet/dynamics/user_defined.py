@@ -20,7 +20,8 @@ from ufl.classes import IndexSum, Integral, MultiIndex
 from ufl.core.expr import Expr
 from ufl.domain import extract_unique_domain
 
-from ctrlnet.operators import Form, Operators, lumped_dx
+from ctrlnet.operators.assembled import Operators
+from ctrlnet.operators.forms import Form, lumped_dx
 
 __all__ = ["Layer", "UserDynamics"]
 
@@ -117,7 +118,13 @@ class UserDynamics:
 
     residual: Callable[[Expr, Expr, Layer], ufl.Form]
     parts: int = 1
-    parameters = 0  # learned beside coefficients and biases
+    parameters = ()  # learned beside coefficients and biases
+    name = "UserDynamics"  # for messages
+    formula = None
+
+    @property
+    def form(self) -> UserDynamics:
+        return self
 
     def __post_init__(self):
         if not callable(self.residual):

@@ -2,26 +2,19 @@ r"""IMEX Euler: diffusion implicit, the network explicit."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from ctrlnet.dynamics import ReactionDiffusion
-from ctrlnet.failures import PropagationError
-from ctrlnet.integrators.diffusion import check_solver, diffusion_solver
-from ctrlnet.kernels import FusedSweep, ImplicitExplicitSweep, LearnedDiffusionSweep
-from ctrlnet.kernels.imex import LinearSolve
-from ctrlnet.operators import Operators
+from ctrlnet.dynamics.system import Dynamics
+from ctrlnet.formulas.language import Formula, Language, State, sum_of
+from ctrlnet.integrators.base import FormulaScheme
+from ctrlnet.kernels.solves.diffusion import DiffusionOptions
 
 __all__ = ["IMEX"]
 
-_LARGEST = 20.0  # logarithm of what a learned diffusivity may grow by; far below what rounding of G would spoil
-
 
 @dataclass(frozen=True)
-class IMEX:
+class IMEX(FormulaScheme):
     r""":math:`(I - h\nu\Delta_h) Y_{k+1} = Y_k + h\,\sigma(K(t_k)Y_k + b(t_k))`: first order.
 
     :math:`\Delta_h = -M_L^{-1}A` has no positive eigenvalue, so the implicit part is stable for any step and any
@@ -65,34 +58,33 @@ class IMEX:
     order = 1
 
     def __post_init__(self):
-        check_solver(self.solver, self.solver_parameters)
+        self.diffusion()  # refuses what no solver takes
 
-    def control_times(self, T: float, steps: int) -> np.ndarray:
-        """Return the times t_k at which step k takes its controls."""
-        return T / steps * np.arange(steps)
+    def diffusion(self) -> DiffusionOptions:
+        """Return the options of the step's solves."""
+        return DiffusionOptions(self.solver, self.solver_parameters)
 
-    def sweep(self, dynamics, operators: Operators, features: int, precision: str) -> ImplicitExplicitSweep:
-        """Return the sweeps of this scheme for the given dynamics.
+    def step(self, dynamics: Dynamics) -> Formula:
+        """Return the step as a formula: the explicit one, then each stiff term's resolvent, one after the other.
 
         Raises
         ------
         ValueError
-            If the dynamics have no diffusion to treat implicitly.
+            If the dynamics have no stiff term to treat implicitly.
         """
-        if not isinstance(dynamics, ReactionDiffusion):
+        stiff = [term for term in dynamics.terms if term.stiff]
+        if not stiff:
             raise ValueError(
-                f"IMEX treats diffusion implicitly, and {type(dynamics).__name__} dynamics have none; it fits "
-                "ReactionDiffusion(nu)."
+                f"IMEX treats stiff terms implicitly, such as diffusion, and {dynamics.name} dynamics have none; it "
+                "fits ReactionDiffusion(nu) and what has a Diffusion(nu), as in Residual() + Diffusion(nu)."
             )
-        explicit = FusedSweep(operators.table, features, dynamics.activation, precision)
-        inverse = diffusion_solver(operators, explicit, self.solver, self.solver_parameters)
+        others = [term for term in dynamics.terms if not term.stiff]
+        h = dynamics.step_size
 
-        def solve(h: float, r: float = 0.0) -> LinearSolve:
-            if not r <= _LARGEST:
-                raise PropagationError(
-                    f"The learned diffusivity nu exp(r) left its range: received r = {r:g}, at most {_LARGEST:g}. "
-                    "Start from a larger nu, or regularise the controls more."
-                )
-            return inverse(h * dynamics.nu * math.exp(r))
+        def step(language: Language, Y: State) -> State:
+            X = Y + h * sum_of([(1.0, term.rate(language, 0, Y)) for term in others], dynamics.parts)
+            for term in stiff:
+                X = term.resolvent(language, 0, X)
+            return X
 
-        return (LearnedDiffusionSweep if dynamics.learned else ImplicitExplicitSweep)(explicit, solve)
+        return step

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ctrlnet.hierarchy import interpolation_matrix, operators_by_level
-from ctrlnet.integrators.scheme import Scheme, mesh_for, require_formula, traced_sweep
-from ctrlnet.kernels.implicit import ImplicitStage, Level
-from ctrlnet.kernels.program import Program, State
-from ctrlnet.kernels.step_sweep import StepSweep
-from ctrlnet.operators import Operators
+from ctrlnet.dynamics.system import Dynamics, RightHandSide
+from ctrlnet.formulas.language import Formula, Language, State
+from ctrlnet.integrators.base import FormulaScheme
+from ctrlnet.kernels.engine import Engine, NewtonOptions
+from ctrlnet.operators.assembled import Operators
 
 __all__ = ["BackwardEuler", "ImplicitMidpoint", "NEWTON_KRYLOV", "DERIVATIVES"]
 
@@ -26,47 +25,46 @@ DERIVATIVES = {k: v for k, v in NEWTON_KRYLOV.items() if not k.startswith("snes"
 
 
 @dataclass(frozen=True)
-class _OneStage(Scheme):
+class _OneStage(FormulaScheme):
     """U - theta h f(t + theta h, U) = Y_k, Y_{k+1} = Y_k + (U - Y_k) / theta."""
 
     solver_parameters: Mapping = field(default_factory=dict)
     derivative_parameters: Mapping = field(default_factory=dict)
     theta = 1.0
 
-    def sweep(self, dynamics, operators: Operators, features: int, precision: str) -> StepSweep:
-        """Return the sweeps of this scheme for the given dynamics.
+    def newton(self) -> NewtonOptions:
+        """Return the options of the stage."""
+        return NewtonOptions(
+            (NEWTON_KRYLOV, self.solver_parameters), (DERIVATIVES, self.derivative_parameters))
+
+    def engine(self, dynamics: RightHandSide, operators: Operators, features: int, precision: str) -> Engine:
+        """Return what makes the sweeps; see :meth:`Integrator.engine`.
 
         Raises
         ------
         ValueError
-            If the dynamics are no formula, or the precision is single: Newton's tolerance is below its round-off.
+            Also if the precision is single: Newton's tolerance is below its round-off.
         """
-        require_formula(self, dynamics)
-        if precision != "double":
+        found = super().engine(dynamics, operators, features, precision)
+        if precision == "single":
             raise ValueError(
                 f"Implicit steps solve to tolerances below single precision's round-off; received precision "
                 f"{precision!r}. Use precision='double', or an explicit or IMEX scheme."
             )
+        return found
+
+    def step(self, dynamics: Dynamics) -> Formula:
+        """Return the step as a formula; see :meth:`FormulaScheme.step`."""
         theta, h = self.theta, dynamics.step_size
 
-        def stage(program: Program, U: State) -> State:
-            return theta * h * dynamics.rate(program, 0, U)
+        def stage(language: Language, U: State) -> State:
+            return theta * h * dynamics.rate(language, 0, U)
 
-        def step(program: Program, Y: State) -> State:
-            U = program.resolve(Y, stage, theta)
+        def step(language: Language, Y: State) -> State:
+            U = language.resolve(Y, stage, theta)
             return U if theta == 1.0 else Y + (U - Y) * (1 / theta)
 
-        program = Program.of(step, dynamics.parts, features)
-        levels = _levels(program, dynamics, operators, precision)
-        # Without a hierarchy there is nothing for multigrid to work on.
-        single = {"pc_type": "none"} if len(levels) == 1 else {}
-        parameters = NEWTON_KRYLOV | single | dict(self.solver_parameters)
-        derivative = DERIVATIVES | single | dict(self.derivative_parameters)
-
-        def solver(run) -> ImplicitStage:
-            return ImplicitStage(run, levels, parameters, derivative, "ctrlnet_")
-
-        return traced_sweep(program, levels[0].mesh, 1, solver)
+        return step
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class BackwardEuler(_OneStage):
     ``ksp_type``, ``ksp_rtol``      Krylov method of a Newton step, its relative residual (fgmres, 1e-3)
                                     The last step is solved to Newton's tolerance where that is near.
     ``pc_type``                     ``mg`` on the mesh's hierarchy; ``none`` where it has none
-    ``mg_levels_ksp_type``          smoother (``python``: that of :mod:`ctrlnet.kernels.minimal_residual`)
+    ``mg_levels_ksp_type``          smoother (``python``: that of :mod:`ctrlnet.kernels.solves.minimal_residual`)
     ``mg_levels_ksp_max_it``        smoothing steps (3)
     ``derivative_ksp_rtol``         of tangent and transposed solves (1e-13)
     ==============================  ====================================================================
@@ -108,14 +106,3 @@ class ImplicitMidpoint(_OneStage):
     order = 2
     nodes = (0.5,)
     theta = 0.5
-
-
-def _levels(program: Program, dynamics, operators: Operators, precision: str) -> list[Level]:
-    """Return the levels of the operators' mesh and all coarser ones of its hierarchy, finest first."""
-    sets = operators_by_level(operators)
-    meshes = [mesh_for(program, dynamics, D, precision) for D in sets]
-    levels = []
-    for mesh, D, coarse in zip(meshes, sets, sets[1:], strict=False):
-        with D.lumped_mass.dat.vec_ro as mass, coarse.lumped_mass.dat.vec_ro as coarse_mass:
-            levels.append(Level(mesh, (interpolation_matrix(coarse.space, D.space), mass, coarse_mass)))
-    return [*levels, Level(meshes[-1])]

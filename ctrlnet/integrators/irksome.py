@@ -12,11 +12,11 @@ import ufl
 from firedrake import Constant, Function, TestFunction
 from ufl.core.expr import Expr
 
+from ctrlnet.dynamics.system import RightHandSide
 from ctrlnet.dynamics.user_defined import Layer, UserDynamics
-from ctrlnet.integrators.scheme import Scheme
-from ctrlnet.integrators.taped import StepSpaces, TapedRun
-from ctrlnet.kernels.step_sweep import StateFields, StepSweep
-from ctrlnet.operators import Operators
+from ctrlnet.integrators.base import control_times
+from ctrlnet.integrators.taped import StepSpaces, TapedEngine
+from ctrlnet.operators.assembled import Operators
 
 if TYPE_CHECKING:
     from irksome.tableaux.ButcherTableaux import ButcherTableau
@@ -42,7 +42,7 @@ KRYLOV = {
 
 
 @dataclass(frozen=True)
-class Irksome(Scheme):
+class Irksome:
     r"""A Runge-Kutta scheme of Irksome's, :math:`U_i = Y_k + h\sum_j a_{ij}\dot U_j`, for :class:`UserDynamics`.
 
     The step is annotated natively by pyadjoint, once, and replayed; derivatives are those of the discrete scheme as
@@ -101,8 +101,12 @@ class Irksome(Scheme):
         """The different times in a step at which it takes the controls."""
         return tuple(float(c) for c in np.unique(np.round(self.tableau.c, 14)))
 
-    def sweep(self, dynamics, operators: Operators, features: int, precision: str) -> StepSweep:
-        """Return the sweeps of this scheme for the given dynamics.
+    def control_times(self, T: float, steps: int) -> np.ndarray:
+        """Return the times at which the steps take their controls; see :func:`control_times`."""
+        return control_times(self.nodes, T, steps)
+
+    def engine(self, dynamics: RightHandSide, operators: Operators, features: int, precision: str) -> TapedEngine:
+        """Return what makes the sweeps; see :meth:`Integrator.engine`.
 
         Raises
         ------
@@ -110,27 +114,20 @@ class Irksome(Scheme):
             If the dynamics are built in, their form is not what is said in :class:`UserDynamics`, or the precision is
             single.
         """
-        if not isinstance(dynamics, UserDynamics):
+        if dynamics.form is None:
             raise ValueError(
-                f"Irksome steps dynamics written as a UFL form, UserDynamics(residual), and {type(dynamics).__name__} "
+                f"Irksome steps dynamics written as a UFL form, UserDynamics(residual), and {dynamics.name} "
                 "has none; the built-in dynamics have ForwardEuler, RungeKutta, IMEX, StoermerVerlet, BackwardEuler "
                 "and ImplicitMidpoint."
             )
         if precision != "double":
             raise ValueError(f"Irksome's steps are in double precision; received precision {precision!r}.")
-        table, stages = operators.table, len(self.nodes)
-        fields = StateFields(
-            table, table.nodes, dynamics.parts, features, np.dtype(np.float64), self.images, most_blocks=1)
-        equation = _Equation(dynamics, operators, self.nodes)
+        equation = _Equation(dynamics.form, operators, self.nodes)
         equation.check(StepSpaces(operators, features, dynamics.parts, self.images))
         linear = {key: value for key, value in self._parameters.items() if not key.startswith("snes")}
-
-        def make_run(images: int) -> TapedRun:
-            spaces = StepSpaces(operators, features, dynamics.parts, images)
-            return TapedRun(
-                lambda *step: self._step(equation, *step), spaces, stages, f"Irksome's {self.tableau}", linear)
-
-        return StepSweep(fields, stages, make_run)
+        return TapedEngine(
+            lambda *step: self._step(equation, *step), operators, features, dynamics.parts, self.images,
+            len(self.nodes), f"Irksome's {self.tableau}", linear)
 
     @property
     def _kind(self) -> str:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ctrlnet.integrators.scheme import Scheme, require_formula, step_sweep
-from ctrlnet.kernels.program import State, sum_of
-from ctrlnet.kernels.step_sweep import StepSweep
-from ctrlnet.operators import Operators
+from ctrlnet.dynamics.system import Dynamics
+from ctrlnet.formulas.language import Formula, Language, State, sum_of
+from ctrlnet.integrators.base import FormulaScheme
 
 __all__ = ["RungeKutta", "Tableau", "heun", "midpoint", "rk4", "ssp3"]
 
@@ -86,7 +85,7 @@ rk4 = Tableau("rk4", ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1
 
 
 @dataclass(frozen=True)
-class RungeKutta(Scheme):
+class RungeKutta(FormulaScheme):
     r""":math:`Y_{k+1} = Y_k + h\sum_i b_i k_i`: explicit, for any dynamics.
 
     Parameters
@@ -105,22 +104,15 @@ class RungeKutta(Scheme):
     def nodes(self) -> tuple[float, ...]:
         return self.tableau.nodes
 
-    def sweep(self, dynamics, operators: Operators, features: int, precision: str) -> StepSweep:
-        """Return the sweeps of this scheme for the given dynamics.
-
-        Raises
-        ------
-        ValueError
-            If the dynamics are no formula.
-        """
-        require_formula(self, dynamics)
+    def step(self, dynamics: Dynamics) -> Formula:
+        """Return the step as a formula; see :meth:`FormulaScheme.step`."""
         tableau, h = self.tableau, dynamics.step_size
 
-        def step(program, Y: State) -> State:
+        def step(language: Language, Y: State) -> State:
             slopes = []
             for i, row in enumerate(((), *tableau.a)):
                 stage = Y + h * sum_of(list(zip(row, slopes, strict=True)), dynamics.parts)
-                slopes.append(dynamics.rate(program, i, stage))
+                slopes.append(dynamics.rate(language, i, stage))
             return Y + h * sum_of(list(zip(tableau.b, slopes, strict=True)), dynamics.parts)
 
-        return step_sweep(step, dynamics, operators, features, precision, len(tableau.b))
+        return step

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ctrlnet.dynamics.system import PartitionedDynamics
-from ctrlnet.integrators.scheme import Scheme, step_sweep
-from ctrlnet.kernels.program import State
-from ctrlnet.kernels.step_sweep import StepSweep
-from ctrlnet.operators import Operators
+from ctrlnet.dynamics.system import Dynamics
+from ctrlnet.formulas.language import Formula, Language, State
+from ctrlnet.integrators.base import FormulaScheme
 
 __all__ = ["StoermerVerlet"]
 
 
 @dataclass(frozen=True)
-class StoermerVerlet(Scheme):
+class StoermerVerlet(FormulaScheme):
     r"""For :math:`\dot Y = f(t, V),\ \dot V = g(t, Y)`, with the controls at the middle of the step:
 
     .. math::
@@ -31,24 +29,24 @@ class StoermerVerlet(Scheme):
     order = 2
     nodes = (0.5,)
 
-    def sweep(self, dynamics, operators: Operators, features: int, precision: str) -> StepSweep:
-        """Return the sweeps of this scheme for the given dynamics.
+    def step(self, dynamics: Dynamics) -> Formula:
+        """Return the step as a formula.
 
         Raises
         ------
         ValueError
             If the dynamics are not made of two halves that drive each other.
         """
-        if not isinstance(dynamics, PartitionedDynamics):
+        if dynamics.halves is None:
             raise ValueError(
-                f"StoermerVerlet alternates between two halves of a system, and {type(dynamics).__name__} dynamics "
+                f"StoermerVerlet alternates between two halves of a system, and {dynamics.name} dynamics "
                 "have none; it fits Hyperbolic and Hamiltonian."
             )
-        h = dynamics.step_size
+        (position, momentum), h = dynamics.halves, dynamics.step_size
 
-        def step(program, state: State) -> State:
-            half = state + 0.5 * h * dynamics.position_rate(program, 0, state)
-            kicked = half + h * dynamics.momentum_rate(program, 0, half)
-            return kicked + 0.5 * h * dynamics.position_rate(program, 0, kicked)
+        def step(language: Language, state: State) -> State:
+            half = state + 0.5 * h * position(language, 0, state)
+            kicked = half + h * momentum(language, 0, half)
+            return kicked + 0.5 * h * position(language, 0, kicked)
 
-        return step_sweep(step, dynamics, operators, features, precision, 1)
+        return step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 from firedrake import (
@@ -20,11 +21,13 @@ from firedrake.adjoint_utils.blocks import NonlinearVariationalSolveBlock
 from firedrake.exceptions import ConvergenceError
 from pyadjoint import stop_annotating
 
-from ctrlnet.failures import StageSolveError
-from ctrlnet.operators import Operators
+from ctrlnet.errors import StageSolveError
+from ctrlnet.kernels.layer_controls import LayerControls
+from ctrlnet.kernels.traced.step_sweep import StateFields, StepSweep
+from ctrlnet.operators.assembled import Operators
 from ctrlnet.own_tape import own_tape
 
-__all__ = ["StepSpaces", "TapedRun"]
+__all__ = ["StepSpaces", "TapedEngine", "TapedRun"]
 
 # (state, coefficients and biases of each stage, h) -> nothing: the state is stepped in place.
 TapedStep = Callable[[Function, Sequence[Function], Sequence[Function], Constant], None]
@@ -38,7 +41,7 @@ class StepSpaces:
     are the sums over the images, and matrices have a block for each. One image alone is on the mesh itself.
 
     A form must find its coefficients on its mesh: controls are piecewise constant functions with one value all over.
-    The derivative with respect to that value is the sum over the cells, as in :mod:`ctrlnet.plain`.
+    The derivative with respect to that value is the sum over the cells, as in :mod:`ctrlnet.network.plain`.
 
     Parameters
     ----------
@@ -120,13 +123,13 @@ class TapedRun:
         for part, field in zip(self._spaces.fields(target, write=True), fields, strict=True):
             part[:] = 0 if field is None else field[: len(part)]
 
-    def _write_controls(self, targets: Sequence[Function], S: np.ndarray, b: np.ndarray) -> None:
-        for function, value in zip(targets, (*S, *b), strict=True):
+    def _write_controls(self, targets: Sequence[Function], values: LayerControls) -> None:
+        for function, value in zip(targets, (*values.coefficients, *values.biases), strict=True):
             function.dat.data_wo[:] = value
 
-    def _add_controls(self, derivatives: Sequence[Cofunction], gS: np.ndarray, gb: np.ndarray) -> None:
+    def _add_controls(self, derivatives: Sequence[Cofunction], out: LayerControls) -> None:
         """Add the derivatives with respect to the controls' values: the sums over this rank's cells."""
-        for total, derivative in zip((*gS, *gb), derivatives, strict=True):
+        for total, derivative in zip((*out.coefficients, *out.biases), derivatives, strict=True):
             total += derivative.dat.data_ro.sum(axis=0)
 
     # The tape.
@@ -160,11 +163,11 @@ class TapedRun:
 
     # The methods of a run.
 
-    def at(self, S: np.ndarray, b: np.ndarray, h: float) -> TapedRun:
-        """Set the step's controls, (stages, J, C, C) and (stages, C), and size."""
+    def at(self, controls: LayerControls, h: float) -> TapedRun:
+        """Set the step's controls, a row a stage, and its size."""
         with stop_annotating():
             self._h.assign(h)
-        self._write_controls(self._values[1:], S, b)
+        self._write_controls(self._values[1:], controls)
         return self
 
     def evaluate(self, inputs: list[np.ndarray], following: list[np.ndarray] | None = None) -> list[np.ndarray]:
@@ -174,16 +177,16 @@ class TapedRun:
             self._functional = self._solved("a solve", self._taped)
         return self._spaces.fields(self._solved("a solve", lambda: self._functional(self._values)))
 
-    def tangent(self, inputs: list[np.ndarray], dS: np.ndarray, db: np.ndarray) -> list[np.ndarray]:
+    def tangent(self, inputs: list[np.ndarray], direction: LayerControls) -> list[np.ndarray]:
         """Return the change of the state after the step along a change of inputs and controls."""
         self._write_state(self._changes[0], inputs)
-        self._write_controls(self._changes[1:], dS, db)
+        self._write_controls(self._changes[1:], direction)
         return self._spaces.fields(self._solved("a tangent solve", lambda: self._functional.tlm(self._changes)))
 
-    def adjoint(self, outputs: list, gS: np.ndarray, gb: np.ndarray) -> list[np.ndarray]:
-        """Return the adjoints of the inputs and add those of the controls to gS, gb."""
+    def adjoint(self, outputs: list, total: LayerControls) -> list[np.ndarray]:
+        """Return the adjoints of the inputs and add those of the controls to a total."""
         state, *controls = self._derivative(outputs)
-        self._add_controls(controls, gS, gb)
+        self._add_controls(controls, total)
         return self._spaces.fields(state)
 
     def _derivative(self, outputs: list) -> list[Cofunction]:
@@ -191,12 +194,41 @@ class TapedRun:
         return self._solved("a transposed solve", lambda: self._functional.derivative(adj_input=self._adjoint))
 
     def second_order(
-        self, outputs: list, output_changes: list, dS: np.ndarray, gS: np.ndarray, gb: np.ndarray
+        self, outputs: list, output_changes: list, direction: LayerControls, total: LayerControls
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the adjoints of the inputs and their changes along the last tangent; add those of the controls."""
         state = self._spaces.fields(self._derivative(outputs)[0])
         self._write_state(self._adjoint_change, output_changes)
         change, *controls = self._solved("a transposed solve", lambda: self._functional.hessian(
             self._changes, hessian_input=self._adjoint_change, evaluate_tlm=False))
-        self._add_controls(controls, gS, gb)
+        self._add_controls(controls, total)
         return state, self._spaces.fields(change)
+
+
+class TapedEngine:
+    """The engine of a taped step; see :class:`~ctrlnet.kernels.engine.Engine`.
+
+    Parameters
+    ----------
+    step
+        Steps a state in place.
+    operators, features, parts, images
+        As those of :class:`StepSpaces`; ``images`` are stepped together.
+    stages, name, derivative_parameters
+        As those of :class:`TapedRun`.
+    """
+
+    def __init__(
+        self, step: TapedStep, operators: Operators, features: int, parts: int, images: int, stages: int, name: str,
+        derivative_parameters: dict,
+    ):
+        self._step, self._mesh, self._size = step, (operators, features, parts), images
+        self._run = stages, name, derivative_parameters
+
+    @cached_property
+    def sweep(self) -> StepSweep:
+        operators, features, parts = self._mesh
+        table = operators.table
+        fields = StateFields(table, table.nodes, parts, features, np.dtype(np.float64), self._size, most_blocks=1)
+        return StepSweep(
+            fields, self._run[0], lambda images: TapedRun(self._step, StepSpaces(*self._mesh, images), *self._run))

@@ -7,15 +7,16 @@ from collections.abc import Callable
 import numpy as np
 from checkpoint_schedules import EndForward, EndReverse, Forward, MultistageCheckpointSchedule, Reverse
 
-from ctrlnet.kernels.sweep import FusedSweep
+from ctrlnet.kernels.layer_controls import LayerControls
+from ctrlnet.kernels.sweep import Sweep
 
 __all__ = ["checkpointed_adjoint"]
 
 
 def checkpointed_adjoint(
-    sweep: FusedSweep, S: np.ndarray, b: np.ndarray, h: np.ndarray, initial: np.ndarray, snapshots: int,
+    sweep: Sweep, controls: LayerControls, h: np.ndarray, initial: np.ndarray, snapshots: int,
     final_adjoint: Callable[[np.ndarray], np.ndarray],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+) -> tuple[LayerControls, np.ndarray, int]:
     r"""Propagate a chunk and run its adjoint with at most ``snapshots`` states stored.
 
     The schedule is the binomial one, which recomputes least for its memory (Griewank and Walther, "Algorithm
@@ -32,8 +33,8 @@ def checkpointed_adjoint(
 
     Returns
     -------
-    gS, gb, lam, layers
-        This rank's part of the derivatives, :math:`\lambda_0`, and how many layers were propagated.
+    derivative, lam, layers
+        This rank's part of the derivative, :math:`\lambda_0`, and how many layers were propagated.
 
     Raises
     ------
@@ -43,10 +44,10 @@ def checkpointed_adjoint(
     if snapshots < 1:
         raise ValueError(f"Checkpointing needs room for at least one state, received snapshots={snapshots!r}.")
     layers, images = len(h), initial.shape[-1]
-    gS, gb = np.zeros(S.shape), np.zeros(b.shape)
+    out = controls.zeros()
     pair = sweep.trajectory(1, images)  # a state and its successor, with what the adjoint of one layer needs
-    lam = None
-    stages = len(b) // layers  # rows of the controls that a step takes
+    adjoints: list[np.ndarray | None] = []
+    stages = len(controls.biases) // layers  # rows of the controls that a step takes
     stored: dict[int, list[np.ndarray]] = {}
     pair.initial[:] = initial
     work, propagated = [part.copy() for part in pair.complete(0)], 0
@@ -58,18 +59,18 @@ def checkpointed_adjoint(
             for k in range(action.n0, action.n1):
                 for part, value in zip(pair.complete(0), work, strict=True):
                     part[:] = value
-                rows = slice(k * stages, (k + 1) * stages)
-                sweep.forward(S[rows], b[rows], h[k : k + 1], pair)
+                sweep.forward(controls.at_step(k, stages), h[k : k + 1], pair)
                 work = [part.copy() for part in pair.complete(1)]
             propagated += action.n1 - action.n0
         elif isinstance(action, EndForward):
-            lam = final_adjoint(work[0])
+            adjoints = [final_adjoint(work[0]), *[None] * (len(work) - 1)]
         elif isinstance(action, Reverse):
             # The last layer run is the one to be reversed: its state and activation are still in the pair.
-            layer, rows = slice(action.n0, action.n1), slice(action.n0 * stages, action.n1 * stages)
-            gS[rows], gb[rows] = sweep.adjoint_layer(S[rows], h[layer], pair, lam)
+            k = action.n0
+            out.at_step(k, stages).write(
+                sweep.adjoint_step(controls.at_step(k, stages), h[k : k + 1], pair, adjoints))
         elif isinstance(action, EndReverse):
             break
         else:  # Copy or Move: a stored state becomes the current one
             work = stored[action.n]
-    return gS, gb, lam, propagated
+    return out, adjoints[0], propagated

@@ -1,9 +1,10 @@
-"""Optimisers: the convex classifier problem, variable projection, Newton and quasi-Newton through TAO."""
+"""TAO, variable projection, drawn samples, first-order baselines, training of one level and of many."""
 
-from ctrlnet.optimise.classifier import ClassifierProblem, InnerSolveError
-from ctrlnet.optimise.classifier_update import update_classifier
+from ctrlnet.optimise.classifier.problem import ClassifierProblem
+from ctrlnet.optimise.classifier.update import update_classifier
 from ctrlnet.optimise.course import Limits
 from ctrlnet.optimise.first_order import FirstOrder
+from ctrlnet.optimise.functional import Functional
 from ctrlnet.optimise.history import History, Iteration
 from ctrlnet.optimise.joint import JointFunctional
 from ctrlnet.optimise.krylov import KrylovPreconditioner
@@ -14,7 +15,7 @@ from ctrlnet.optimise.tao import TaoOptimiser
 from ctrlnet.optimise.update_rules import Adam, GradientDescent, Nesterov
 
 __all__ = [
-    "Adam", "ClassifierProblem", "FirstOrder", "GradientDescent", "History", "InnerSolveError", "Iteration",
+    "Adam", "ClassifierProblem", "FirstOrder", "Functional", "GradientDescent", "History", "Iteration",
     "JointFunctional", "KrylovPreconditioner", "Limits", "Nesterov", "ProjectedFunctional", "SampleSchedule",
     "SchurGaussNewton", "StochasticOptimiser", "TaoOptimiser", "update_classifier",
 ]

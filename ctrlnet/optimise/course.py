@@ -5,20 +5,20 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from firedrake import Function
 from mpi4py import MPI
 
+from ctrlnet.controls import Controls
+from ctrlnet.objective.work import Work
 from ctrlnet.optimise.history import History, Iteration
-from ctrlnet.work import Work
 
 __all__ = ["Course", "Limits"]
 
-Accuracies = Callable[[Sequence[Function]], Mapping[str, float]]
+Accuracies = Callable[[Controls], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Course:
         self.first, self.least = len(self.history.iterations), np.inf
 
     def record(
-        self, x: np.ndarray, controls: Callable[[], Sequence[Function]], objective: float, loss: float,
+        self, x: np.ndarray, controls: Callable[[], Controls], objective: float, loss: float,
         gradient_norm: float, step: float, number: int, krylov: int = 0, images: int = 0,
     ) -> None:
         """Note an iterate; see :class:`Iteration`."""

@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from firedrake import Function
 from pyadjoint.enlisting import Enlist
 
-from ctrlnet.metric import Coordinates
+from ctrlnet.controls import Controls, Coordinates
+from ctrlnet.errors import EvaluationError
+from ctrlnet.objective.average import Average
 from ctrlnet.optimise.course import Accuracies, Course, Limits
 from ctrlnet.optimise.history import History, Iteration
 from ctrlnet.optimise.joint import JointFunctional
 from ctrlnet.optimise.update_rules import Adam, UpdateRule
-from ctrlnet.sample_average import PropagationError, SampleAverage
 
 __all__ = ["FirstOrder", "constant_rate", "cosine_rate", "warm_cosine_rate"]
 
@@ -77,7 +77,7 @@ class FirstOrder:
         rate: float = 1e-2, batch: int = 128, schedule: Callable[[float], float] = cosine_rate,
         limits: Limits | None = None, coordinates: Coordinates | None = None, evaluate_every: int = 1,
         callback: Callable[[Iteration], None] | None = None, accuracies: Accuracies | None = None,
-        recorded: SampleAverage | None = None,
+        recorded: Average | None = None,
     ):
         average = functional.problem.average
         if not 1 <= batch <= len(average.sample):
@@ -90,23 +90,23 @@ class FirstOrder:
         self.rule = Adam() if rule is None else rule
         self.rate, self.batch, self.schedule, self.evaluate_every = rate, batch, schedule, evaluate_every
         if coordinates is None:
-            coordinates = Coordinates(functional.problem, functional.names, euclidean=True)
+            coordinates = functional.problem.coordinates(functional.names, euclidean=True)
         self.coordinates = coordinates
         self.limits = Limits() if limits is None else limits
-        self.course = Course(self.limits, functional.problem.work, average.comm, callback, accuracies)
-        self._average = None
+        self.course = Course(self.limits, functional.work, functional.comm, callback, accuracies)
+        self._average: Average | None = None
         self._recorded = functional if recorded is None else functional.over(recorded)
 
     @property
     def history(self) -> History:
         return self.course.history
 
-    def solve(self) -> list[Function]:
+    def solve(self) -> Controls:
         """Train from the controls' values and return the best of the recorded controls.
 
         Raises
         ------
-        PropagationError
+        EvaluationError
             If the starting point itself cannot be evaluated.
         """
         functional, course = self.functional, self.course
@@ -122,7 +122,7 @@ class FirstOrder:
                         break
                 try:
                     x = self._one_pass(x, step, lambda p, rate=rate: rate * self.schedule(p / total), passes)
-                except PropagationError:
+                except EvaluationError:
                     rate /= 2
                     step = self.rule.start(x.size)
                 passes += 1
@@ -151,4 +151,4 @@ class FirstOrder:
             norm = float(np.linalg.norm(self.coordinates.dual_array(Enlist(functional.derivative()))))
         self.course.record(
             x, lambda: functional.all_controls(controls), value, functional.loss, norm, rate, number=passes,
-            images=len(functional.problem.average.sample))
+            images=functional.images)

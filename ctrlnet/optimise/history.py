@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
-from ctrlnet.work import SWEEP_COST
+from ctrlnet.objective.work import SWEEP_COST
 
 __all__ = ["History", "Iteration"]
 

@@ -1,6 +1,6 @@
-r"""Variable projection: the objective as a function of s, b alone, with the best classifier for each.
+r"""Variable projection: the objective as a function of the controls in time alone, with the best classifier for each.
 
-.. math:: J(\theta) = \min_{W,\beta} \Phi(\theta, W, \beta), \qquad \theta = (s, b)
+.. math:: J(\theta) = \min_{W,\beta} \Phi(\theta, W, \beta), \qquad \theta = (s, b, \dots)
 
 The inner problem is convex; at its minimiser :math:`\partial_W \Phi = 0`, so that
 :math:`J'(\theta) = \partial_\theta\Phi(\theta, W^*(\theta))` and
@@ -12,20 +12,21 @@ Source: Golub and Pereyra, "Separable nonlinear least squares: the variable proj
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from firedrake import Cofunction, Function
-from firedrake.adjoint import Control
 from pyadjoint import AdjFloat
 from pyadjoint.enlisting import Enlist
-from pyadjoint.reduced_functional import AbstractReducedFunctional
 
-from ctrlnet.gauss_newton import GaussNewton
-from ctrlnet.losses import image_hessians
-from ctrlnet.optimise.classifier import ClassifierProblem, ClassifierSolution
-from ctrlnet.problem import TrainingProblem
-from ctrlnet.sample_average import SampleAverage
+from ctrlnet.controls import Controls, ControlsLike, as_controls
+from ctrlnet.kernels.layer_controls import LayerControls
+from ctrlnet.objective.average import Average, Linearisation
+from ctrlnet.objective.losses import image_hessians
+from ctrlnet.objective.point import Point
+from ctrlnet.objective.problem import TrainingProblem
+from ctrlnet.optimise.classifier.problem import ClassifierProblem, ClassifierSolution
+from ctrlnet.optimise.functional import OfProblem
 
 __all__ = ["ProjectedFunctional", "inner_tolerance_of"]
 
@@ -35,7 +36,7 @@ def inner_tolerance_of(problem: TrainingProblem) -> float:
     return 1e-16 if problem.network.precision == "double" else 1e-8
 
 
-class ProjectedFunctional(AbstractReducedFunctional):
+class ProjectedFunctional(OfProblem):
     """The projected objective of a training problem, with pyadjoint's interface.
 
     Parameters
@@ -43,10 +44,9 @@ class ProjectedFunctional(AbstractReducedFunctional):
     problem
         Network, sample, loss and regularisation. ``weights_size`` must be positive: it makes the inner
         problem strongly convex.
-    s, b
-        Controls; their values are the starting point.
-    W, beta
-        Start of the first inner solve. Later ones start from the classifier of the last one's scores.
+    m
+        Controls. The values of those in time are the starting point; a classifier among them is that of the first inner
+        solve. Later ones start from the classifier of the last one's scores.
     inner_tolerance
         See :meth:`ClassifierProblem.solve`. Default: 1e-16, so that the classifier has the state's digits, whatever
         the number of ranks and the way it was solved for; 1e-8 for states in single precision.
@@ -60,41 +60,32 @@ class ProjectedFunctional(AbstractReducedFunctional):
     """
 
     def __init__(
-        self, problem: TrainingProblem, s: Function, b: Function, W: Function | None = None,
-        beta: Function | None = None, inner_tolerance: float | None = None, riesz_map="L2",
+        self, problem: TrainingProblem, m: ControlsLike, inner_tolerance: float | None = None, riesz_map: str = "L2",
     ):
         if not problem.regularisation.ridge > 0:
             raise ValueError(
                 "Variable projection needs a strongly convex inner problem: weights_size must be positive, "
                 f"received {problem.regularisation.ridge!r}."
             )
-        self.problem = problem
-        self._controls = Enlist([Control(s, riesz_map=riesz_map), Control(b, riesz_map=riesz_map)])
+        self._control_set, whole = problem.network.control_set, problem.with_classifier(m)
+        super().__init__(problem, whole.restricted(self._control_set.names), riesz_map)
         self._tolerance = inner_tolerance_of(problem) if inner_tolerance is None else inner_tolerance
-        zero = problem.readout.functions()
-        W, beta = W or zero[0], beta or zero[1]
-        self._start = problem.readout.weights_array(W).copy(), beta.dat.data_ro.ravel().copy()
+        self._start = tuple(a.copy() for a in problem.readout.arrays(whole))
         self.solution: ClassifierSolution | None = None
         self._clock = [0.0]
         self._inner: ClassifierProblem | None = None
-        self._point: tuple[Function, Function] = (s, b)
-        self._derivative = None
-        self._solver = None
-        self._sweeps = GaussNewton(problem.average)
+        self._point: dict[str, np.ndarray] = {}  # degrees of freedom of the last evaluated controls
+        self._derivative: dict[str, np.ndarray] | None = None
+        self._solver: Callable[[np.ndarray], np.ndarray] | None = None
+        self._at: Linearisation | None = None  # that of the last evaluated controls
 
-    names = ("s", "b")
-
-    def over(self, average: SampleAverage, s: Function, b: Function) -> ProjectedFunctional:
-        """Return the functional of another sample average, starting at (s, b) with this one's last classifier."""
+    def over(self, average: Average, m: ControlsLike) -> ProjectedFunctional:
+        """Return the functional of another sample average, starting at m with this one's last classifier."""
         out = ProjectedFunctional(
-            self.problem.with_average(average), s, b, inner_tolerance=self._tolerance,
+            self.problem.with_average(average), m, inner_tolerance=self._tolerance,
             riesz_map=self._controls[0].riesz_map)
         out._start, out._inner, out._clock = self._start, self._inner, self._clock
         return out
-
-    @property
-    def controls(self):
-        return self._controls
 
     @property
     def inner_seconds(self) -> float:
@@ -107,17 +98,16 @@ class ProjectedFunctional(AbstractReducedFunctional):
         self._require_point()
         return self.solution.loss
 
-    def all_controls(self, free: Sequence[Function]) -> list[Function]:
-        """Return (s, b, W, beta) with the classifier of the last evaluated controls."""
-        return [*free, *self.classifier()]
+    def all_controls(self, free: Sequence[Function]) -> Controls:
+        """Return all controls, with the classifier of the last evaluated ones."""
+        return as_controls(free, self.names).extended(self.classifier())
 
-    def __call__(self, values) -> AdjFloat:
-        """Return J(s, b). Raises :class:`~ctrlnet.sample_average.PropagationError` if a state is not finite."""
-        s, b = Enlist(values)
-        self._point = (s._ad_copy(), b._ad_copy())
-        self._derivative = self._solver = None
+    def __call__(self, values: Sequence[Function]) -> AdjFloat:
+        """Return J. Raises :class:`~ctrlnet.PropagationError` if a state is not finite."""
+        point = {name: values.copy() for name, values in self._control_set.arrays(Enlist(values)).items()}
         average, regularisation = self.problem.average, self.problem.regularisation
-        features = average.features(*self.problem.network.layers(s, b))
+        at = average.at(self.problem.network.layers_of(point))
+        features = at.features()
         began = time.perf_counter()
         inner, before = ClassifierProblem(
             features, regularisation.weights_matrix, regularisation.ridge, average.loss, average.comm,
@@ -129,102 +119,81 @@ class ProjectedFunctional(AbstractReducedFunctional):
             start, inner.inverse = self._start, None if before is None else before.inverse
         self.solution, self._inner = inner.solve(*start, tolerance=self._tolerance), inner
         self._start = self.solution.W, self.solution.beta
+        self._point, self._at, self._derivative, self._solver = point, at, None, None
         self._clock[0] += time.perf_counter() - began
-        return AdjFloat(self.solution.value + regularisation.controls_value(*self._point))
-
-    def _cofunctions(self, gS: np.ndarray, gb: np.ndarray):
-        net = self.problem.network
-        return net.controls.s_cofunction(net.sampling, gS), net.controls.b_cofunction(net.sampling, gb)
+        return AdjFloat(self.solution.value + regularisation.value(self._point))
 
     def _require_point(self) -> None:
         if self.solution is None:
             raise ValueError("Evaluate the functional before its derivative: call it with the controls first.")
 
-    def derivative(self, adj_input: float = 1.0, apply_riesz: bool = False):
-        """Return dJ in S* x B* at the last evaluated controls (S x B with ``apply_riesz``)."""
+    def derivative(self, adj_input: float = 1.0, apply_riesz: bool = False) -> list[Cofunction]:
+        """Return dJ at the last evaluated controls, in the duals of their spaces (in these with ``apply_riesz``)."""
         self._require_point()
         if self._derivative is None:
-            S, b = self.problem.network.layers(*self._point)
-            gS, gb, _, _ = self.problem.average.gradient(
-                S, b, self.solution.W, self.solution.beta, with_weights=False)
-            self._derivative = self._regularised(self._cofunctions(gS, gb), self._point)
-        out = []
-        for total in self._derivative:
-            out.append(total.copy(deepcopy=True))
-            out[-1].dat.data[:] *= adj_input
-        return self._delisted(out, apply_riesz)
+            gradient = self._at.layers_gradient(self.solution.W, self.solution.beta)
+            self._derivative = self._regularised(gradient, self._point)
+        return self._cofunctions({n: adj_input * values for n, values in self._derivative.items()}, apply_riesz)
 
-    def _regularised(self, cofunctions, controls) -> list[Cofunction]:
-        """Return the cofunctions with the regularisation's derivative at (s, b) added to them."""
-        for total, part in zip(cofunctions, self.problem.regularisation.controls_derivative(*controls), strict=True):
-            total.dat.data[:] += part.dat.data_ro
-        return list(cofunctions)
+    def _regularised(self, derivative: LayerControls, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return a derivative of the loss with the regularisation's, or its Hessian's product, added."""
+        of_loss = self.problem.network.layers_adjoint(derivative)
+        return {n: of_loss[n] + part for n, part in self.problem.regularisation.products(arrays).items()}
 
-    def _delisted(self, cofunctions: list[Cofunction], apply_riesz: bool):
-        if apply_riesz:
-            cofunctions = [c.control._ad_convert_riesz(g, riesz_map=c.riesz_map)
-                           for c, g in zip(self._controls, cofunctions, strict=True)]
-        return self._controls.delist(cofunctions)
+    def _cofunctions(self, arrays: Mapping[str, np.ndarray], apply_riesz: bool) -> list[Cofunction]:
+        return self._returned(self._control_set.cofunctions(arrays), apply_riesz)
 
-    def hessian(self, m_dot, hessian_input=None, evaluate_tlm: bool = True, apply_riesz: bool = False):
+    def hessian(
+        self, m_dot: Sequence[Function], hessian_input: None = None, evaluate_tlm: bool = True,
+        apply_riesz: bool = False,
+    ) -> list[Cofunction]:
         """Return the Hessian of J times a direction: the Schur complement of the joint Hessian.
 
         Costs two second-order sweeps and one solve with the classifier's Hessian.
         """
         self._require_point()
-        if hessian_input is not None:
-            raise ValueError("ProjectedFunctional.hessian takes no hessian_input: the functional is the last step.")
-        ds, db = Enlist(m_dot)
-        net, average = self.problem.network, self.problem.average
-        W, beta = self.solution.W, self.solution.beta
-        point = self.point()
+        self._refuse_input(hessian_input)
+        direction, W, beta = self._control_set.arrays(Enlist(m_dot)), self.solution.W, self.solution.beta
+        along = self.problem.network.layers_of(direction)
+        mixed = self._at.hessian(W, beta, Point.in_layers(along, W, beta))
+        reaction = -self._classifier_solver()(np.vstack([mixed.W, mixed.beta]))
+        product = self._at.hessian(W, beta, Point(along, reaction[:-1], reaction[-1]))
+        return self._cofunctions(self._regularised(product.layers, direction), apply_riesz)
+
+    def _classifier_solver(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the inverse of the classifier's Hessian at the last evaluated controls, factorised once."""
         if self._solver is None:
-            self._solver = self._inner.hessian_solver(W, beta)
-        dS, dB = net.layers(ds, db)
-        _, _, mixed_W, mixed_beta = average.hessian(point, (dS, dB, np.zeros_like(W), np.zeros_like(beta)))
-        reaction = -self._solver(np.vstack([mixed_W, mixed_beta]))
-        hS, hb, _, _ = average.hessian(point, (dS, dB, reaction[:-1], reaction[-1]))
-        return self._delisted(self._regularised(self._cofunctions(hS, hb), (ds, db)), apply_riesz)
+            self._solver = self._inner.hessian_solver(self.solution.W, self.solution.beta)
+        return self._solver
 
-    def tlm(self, m_dot) -> float:
-        """Return the derivative of J in a direction."""
-        derivative = Enlist(self.derivative())
-        return sum(d._ad_dot(g) for d, g in zip(Enlist(m_dot), derivative, strict=True))
-
-    def point(self) -> tuple[np.ndarray, ...]:
-        """Return the last evaluated controls and their classifier as arrays (S, b, W, beta)."""
+    def point(self) -> Point:
+        """Return the last evaluated controls and their classifier as arrays."""
         self._require_point()
-        return (*self.problem.network.layers(*self._point), self.solution.W, self.solution.beta)
+        return Point(self._at.layers, self.solution.W, self.solution.beta)
 
     def curvatures(self) -> np.ndarray:
-        """Return the trace of each image's loss Hessian at the last evaluated controls, (n,), on every rank."""
+        """Return the trace of the loss's Hessian of every term of the mean, (terms,), on every rank, unweighted."""
         self._require_point()
-        inner, average = self._inner, self.problem.average
+        features, average = self._inner.features, self.problem.average
         own = np.einsum("ikk->i", image_hessians(
-            average.loss, self.solution.scores, inner.features.labels, np.ones(inner.features.labels.size)))
-        out = np.zeros(len(average.sample))
-        for numbers, values in average.comm.allgather((inner.features.numbers, own)):
+            average.loss, self.solution.scores, features.targets, np.ones(features.weights.size)))
+        out = np.zeros(average.relative_weights.size)
+        for numbers, values in average.comm.allgather((features.numbers, own)):
             out[numbers] = values
         return out
 
-    def gauss_newton(self, m_dot):
-        """Return the Schur complement of the Gauss-Newton matrix times a direction, in S* x B*.
+    def gauss_newton(self, m_dot: Sequence[Function], apply_riesz: bool = False) -> list[Cofunction]:
+        """Return the Schur complement of the Gauss-Newton matrix times a direction, in the duals of the spaces.
 
         One tangent sweep, one adjoint sweep and one solve with the classifier's Hessian.
         """
-        ds, db = Enlist(m_dot)
-        point = self.point()
-        if self._solver is None:
-            self._solver = self._inner.hessian_solver(point[2], point[3])
-        parts = self._sweeps.projected_product(
-            point, *self.problem.network.layers(ds, db), lambda mixed: -self._solver(mixed))
-        return self._controls.delist(self._regularised(self._cofunctions(*parts), (ds, db)))
+        self._require_point()
+        direction, solve = self._control_set.arrays(Enlist(m_dot)), self._classifier_solver()
+        product = self._at.projected_gauss_newton(
+            self.solution.W, self.solution.beta, self.problem.network.layers_of(direction), lambda mixed: -solve(mixed))
+        return self._cofunctions(self._regularised(product, direction), apply_riesz)
 
-    def classifier(self) -> tuple[Function, Function]:
+    def classifier(self) -> Controls:
         """Return the best classifier (W, beta) at the last evaluated controls."""
         self._require_point()
-        readout = self.problem.readout
-        W, beta = readout.functions()
-        readout.set_weights(W, self.solution.W)
-        beta.dat.data[:] = self.solution.beta.reshape(beta.dat.data_ro.shape)
-        return W, beta
+        return self.problem.readout.classifier(self.solution.W, self.solution.beta)

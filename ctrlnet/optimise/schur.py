@@ -12,13 +12,17 @@ proportion to their curvature: late in training few have any.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import scipy.linalg
 import scipy.sparse.linalg
 
-from ctrlnet.gauss_newton import GaussNewton
-from ctrlnet.losses import image_hessians
-from ctrlnet.metric import Coordinates
+from ctrlnet.controls import Coordinates
+from ctrlnet.kernels.layer_controls import LayerControls
+from ctrlnet.objective.average import Average
+from ctrlnet.objective.losses import image_hessians
+from ctrlnet.optimise.functional import ProjectedOn
 
 __all__ = ["SchurGaussNewton", "draw_in_proportion"]
 
@@ -70,8 +74,8 @@ class SchurGaussNewton:
     """
 
     def __init__(
-        self, functional, coordinates: Coordinates, rng: np.random.Generator, images: int = 400, directions: int = 3,
-        damping: float = 1e-3,
+        self, functional: ProjectedOn, coordinates: Coordinates, rng: np.random.Generator, images: int = 400,
+        directions: int = 3, damping: float = 1e-3,
     ):
         classes = functional.problem.readout.classes
         if images < 1 or not 1 <= directions <= classes or damping < 0:
@@ -80,7 +84,8 @@ class SchurGaussNewton:
                 f"received images={images!r}, directions={directions!r}, damping={damping!r}."
             )
         network = functional.problem.network
-        if not network.sweep.image_derivatives:
+        start = network.layers([c.control for c in functional.controls])
+        if functional.problem.average.at(start).imagewise is None:
             raise ValueError(
                 "The explicit Gauss-Newton matrix needs each image's own derivative, which the steps of "
                 f"{type(network.integrator).__name__} on {type(network.dynamics).__name__} do not give. Use Residual "
@@ -90,7 +95,13 @@ class SchurGaussNewton:
         self.images, self.directions, self.damping = images, directions, damping
         self.matrix: np.ndarray | None = None
         self._factor = None
-        self._average = None
+        self._average: Average | None = None
+
+    def over(self, functional: ProjectedOn) -> SchurGaussNewton:
+        """Return this matrix for another sample's, or mesh's, functional; it is formed anew at the next refresh."""
+        out = copy.copy(self)
+        out.functional, out._average = functional, None
+        return out
 
     def refresh(self) -> None:
         """Form and factorise the matrix at the functional's last point."""
@@ -111,18 +122,18 @@ class SchurGaussNewton:
     def columns(self) -> tuple[np.ndarray, np.ndarray]:
         """Return A (unknowns, columns) and U^T R_W^{-1} U (columns, columns)."""
         functional = self.functional
-        average, loss = functional.problem.average, functional.problem.average.loss
-        chosen, probability = draw_in_proportion(functional.curvatures(), self.images, self.rng)
-        self._average = average.over(chosen, self._average)
-        sweeps = GaussNewton(self._average)
-        S, b, W, beta = functional.point()
-        F = sweeps.whole_features(S, b)
-        labels = self._average.sample.labels
-        hessians = image_hessians(loss, W.T @ F + beta[:, None], labels, np.ones(labels.size))
+        average, point = functional.problem.average, functional.point()
+        weights = average.relative_weights
+        chosen, probability = draw_in_proportion(functional.curvatures() * weights, self.images, self.rng)
+        self._average = average.among(chosen, self._average)
+        at, W = self._average.at(point.layers), point.W
+        F = at.whole_features()
+        hessians = image_hessians(average.loss, W.T @ F + point.beta[:, None], self._average.targets, weights[chosen])
         values, vectors = np.linalg.eigh(hessians)
-        scale = np.sqrt(np.maximum(values, 0.0) / (len(average.sample) * probability)[:, None])
+        scale = np.sqrt(np.maximum(values, 0.0) / (weights.size * probability)[:, None])
         Q = (vectors * scale[:, None, :])[:, :, ::-1]  # (images, K, directions), the largest first
-        A = np.concatenate([self._whiten(sweeps.rows(S, b, W, Q[:, :, a].T)) for a in range(self.directions)], axis=1)
+        rows = at.imagewise.rows
+        A = np.concatenate([self._whiten(rows(W, Q[:, :, a].T)) for a in range(self.directions)], axis=1)
         q = np.concatenate([Q[:, :, a] for a in range(self.directions)])
         regulariser = functional.problem.regularisation
         nodes = F.reshape(regulariser.weights_matrix.shape[0], -1)
@@ -130,12 +141,10 @@ class SchurGaussNewton:
         kernel = F.T @ solved + 1.0 / regulariser.ridge
         return A, np.tile(kernel, (self.directions, self.directions)) * (q @ q.T)
 
-    def _whiten(self, rows: np.ndarray) -> np.ndarray:
-        """Return the coordinates (unknowns, images) of layers' derivatives (layers, J * C * C + C, images)."""
-        network, coordinates = self.functional.problem.network, self.coordinates
-        dofs = np.tensordot(network.sampling.astype(rows.dtype), rows, axes=(0, 0))
-        split = network.controls.s_space.value_size
-        parts = [coordinates.dual_values("s", dofs[:, :split]), coordinates.dual_values("b", dofs[:, split:])]
+    def _whiten(self, rows: LayerControls) -> np.ndarray:
+        """Return the coordinates (unknowns, images) of derivatives with respect to the layers' controls."""
+        derivatives = self.functional.problem.network.layers_adjoint(rows)
+        parts = [self.coordinates.dual_values(name, values) for name, values in derivatives.items()]
         return np.concatenate([p.reshape(-1, p.shape[-1]) for p in parts])
 
     def _assemble(self, A: np.ndarray, gram: np.ndarray) -> np.ndarray:
@@ -143,8 +152,7 @@ class SchurGaussNewton:
         L = scipy.linalg.cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
         half = scipy.linalg.solve_triangular(L, A.T, lower=True, check_finite=False)
         out = half.T @ half
-        for name in ("s", "b"):
-            part = self.coordinates.slices[name]
+        for name, part in self.coordinates.slices.items():
             block = self.coordinates.regularisation_block(name)
             copies = (part.stop - part.start) // block.shape[0]
             out[part, part] += np.kron(block, np.eye(copies))

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from firedrake import Function
 
+from ctrlnet.controls import Controls
+from ctrlnet.errors import EvaluationError
+from ctrlnet.objective.average import Average
 from ctrlnet.optimise.course import Accuracies, Course, Limits
 from ctrlnet.optimise.history import History, Iteration
 from ctrlnet.optimise.projection import ProjectedFunctional
 from ctrlnet.optimise.tao import TaoOptimiser
-from ctrlnet.sample_average import PropagationError, SampleAverage
 
 __all__ = ["Draw", "SampleSchedule", "StochasticOptimiser"]
 
@@ -128,24 +129,24 @@ class StochasticOptimiser:
         self._optimiser: TaoOptimiser | None = None
         self._on_whole = Limits() if limits is None else limits
         self.course = Course(
-            replace(self._on_whole, iterations=_UNLIMITED, relative_gradient=0.0), functional.problem.work,
-            functional.problem.average.comm, callback, accuracies)
+            replace(self._on_whole, iterations=_UNLIMITED, relative_gradient=0.0), functional.work, functional.comm,
+            callback, accuracies)
         self.draws: list[Draw] = []
-        self._drawn: SampleAverage | None = None
-        self._tested: SampleAverage | None = None
+        self._drawn: Average | None = None
+        self._tested: Average | None = None
 
     @property
     def history(self) -> History:
         return self.course.history
 
-    def solve(self) -> list[Function]:
-        """Train from the controls' values; return the best controls of the last sample, (s, b).
+    def solve(self) -> Controls:
+        """Train from the controls' values; return the best controls in time of the last sample.
 
         :attr:`functional` is then that of this sample, evaluated at them: it has the classifier.
         """
         whole = self.functional.problem.average
         total, size = len(whole.sample), self.schedule.first
-        controls = [c.control._ad_copy() for c in self.functional.controls]
+        controls = Controls(self.functional.names, [c.control._ad_copy() for c in self.functional.controls])
         reason = None
         with self.course:
             while reason is None and size < total:
@@ -155,25 +156,25 @@ class StochasticOptimiser:
                 reason = self.course.reason_to_stop()
                 size = self.schedule.next_size(size, total)
             if reason is None:
-                self.functional = self.functional.over(whole, *controls)
+                self.functional = self.functional.over(whole, controls)
                 controls = self._solve(self.functional, self._on_whole)
                 reason = self.history.reason
         self.history.reason = reason
         return controls
 
-    def _solve(self, functional: ProjectedFunctional, limits: Limits) -> list[Function]:
+    def _solve(self, functional: ProjectedFunctional, limits: Limits) -> Controls:
         if self._optimiser is None:
             self._optimiser = self._make(functional, limits=limits, course=self.course)
         else:
             self._optimiser.over(functional, limits)
         return self._optimiser.solve()
 
-    def _improve_on_a_draw(self, whole: SampleAverage, size: int, controls: list[Function]):
+    def _improve_on_a_draw(self, whole: Average, size: int, controls: Controls):
         """Draw, improve and test; return whether to keep the outcome, the controls and their functional."""
         order = self.rng.permutation(len(whole.sample))
         others = order[size : size + int(size * self.schedule.held_out)]
         self._drawn = whole.over(np.sort(order[:size]), self._drawn)
-        trial = self.functional.over(self._drawn, *controls)
+        trial = self.functional.over(self._drawn, controls)
         found = self._solve(trial, Limits(self.schedule.iterations))
         before, after = np.nan, np.nan
         if self.functional.solution is not None and others.size:
@@ -183,9 +184,10 @@ class StochasticOptimiser:
         self.draws.append(Draw(size, accepted, before, after))
         return accepted, found, trial
 
-    def _held_out_loss(self, functional: ProjectedFunctional, controls: list[Function]) -> float:
+    def _held_out_loss(self, functional: ProjectedFunctional, controls: Controls) -> float:
         solution = functional.solution
         try:
-            return self._tested.value(*functional.problem.network.layers(*controls), solution.W, solution.beta)
-        except PropagationError:
+            at = self._tested.at(functional.problem.network.layers(controls))
+            return at.value(solution.W, solution.beta)
+        except EvaluationError:
             return np.inf

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import numpy as np
 import petsctools
-from firedrake import COMM_SELF, Function
+from firedrake import COMM_SELF
 from petsc4py import PETSc
 from pyadjoint.enlisting import Enlist
 
-from ctrlnet.metric import Coordinates
-from ctrlnet.optimise.classifier import InnerSolveError
+from ctrlnet.controls import Controls, Coordinates
+from ctrlnet.errors import EvaluationError
 from ctrlnet.optimise.course import Accuracies, Course, Limits
+from ctrlnet.optimise.functional import Functional
 from ctrlnet.optimise.history import History, Iteration
+from ctrlnet.optimise.krylov import KrylovPreconditioner
 from ctrlnet.optimise.presets import QUASI_NEWTON
-from ctrlnet.sample_average import PropagationError
 
-__all__ = ["TaoOptimiser"]
+__all__ = ["InitialHessian", "TaoOptimiser"]
 
 _WITH_HESSIAN = ("nls", "ntr", "ntl", "bnls", "bntr", "bntl")
 _WITH_SECANTS = ("lmvm", "blmvm", "bqnls")
+
+
+class InitialHessian(Protocol):
+    """The matrix that quasi-Newton starts from, in a functional's coordinates, symmetric and positive definite."""
+
+    def refresh(self) -> None:
+        """Form the matrix at the functional's last point."""
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """Return the matrix times coordinates of a direction."""
+
+    def solve(self, g: np.ndarray) -> np.ndarray:
+        """Return the inverse matrix times coordinates of a derivative."""
+
+    def over(self, functional: Functional) -> InitialHessian:
+        """Return that of another sample's, or mesh's, functional, to be refreshed."""
 
 
 class TaoOptimiser:
@@ -34,8 +52,7 @@ class TaoOptimiser:
     Parameters
     ----------
     functional
-        Value, derivative and, for Newton's methods, ``gauss_newton`` or ``hessian``: a
-        :class:`~ctrlnet.optimise.ProjectedFunctional` or :class:`~ctrlnet.optimise.JointFunctional`.
+        A :class:`~ctrlnet.optimise.ProjectedFunctional` or :class:`~ctrlnet.optimise.JointFunctional`, for example.
     parameters
         TAO options, for example a preset of :mod:`ctrlnet.optimise.presets`.
     limits
@@ -49,8 +66,8 @@ class TaoOptimiser:
     preconditioner
         Of the Krylov solves: a :class:`~ctrlnet.optimise.krylov.KrylovPreconditioner` or None.
     initial_hessian
-        Quasi-Newton's: an object with ``refresh()``, ``apply(x)`` and ``solve(g)``, for example a
-        :class:`~ctrlnet.optimise.SchurGaussNewton`. Default: a multiple of the metric.
+        Quasi-Newton's: an :class:`InitialHessian`, for example a :class:`~ctrlnet.optimise.SchurGaussNewton`.
+        Default: a multiple of the metric.
     refresh
         Iterations after which the initial Hessian is formed anew.
     callback, accuracies
@@ -62,9 +79,10 @@ class TaoOptimiser:
     """
 
     def __init__(
-        self, functional, parameters: Mapping = QUASI_NEWTON, limits: Limits | None = None, *,
+        self, functional: Functional, parameters: Mapping = QUASI_NEWTON, limits: Limits | None = None, *,
         coordinates: Coordinates | None = None, curvature: str = "gauss_newton",
-        forcing: float | Callable[[float], float] = 0.1, preconditioner=None, initial_hessian=None, refresh: int = 5,
+        forcing: float | Callable[[float], float] = 0.1, preconditioner: KrylovPreconditioner | None = None,
+        initial_hessian: InitialHessian | None = None, refresh: int = 5,
         callback: Callable[[Iteration], None] | None = None, accuracies: Accuracies | None = None,
         course: Course | None = None, options_prefix: str = "",
     ):
@@ -73,10 +91,10 @@ class TaoOptimiser:
         if refresh < 1:
             raise ValueError(f"refresh must be at least 1 iteration, received {refresh!r}.")
         self.functional = functional
-        self.coordinates = Coordinates(functional.problem, functional.names) if coordinates is None else coordinates
+        self.coordinates = functional.problem.coordinates(functional.names) if coordinates is None else coordinates
         self._limits = Limits() if limits is None else limits
         self.course = course or Course(
-            self._limits, functional.problem.work, functional.problem.average.comm, callback, accuracies)
+            self._limits, functional.work, functional.comm, callback, accuracies)
         self._curvature = curvature
         self._forcing = forcing if callable(forcing) else (lambda _: forcing)
         self._preconditioner, self._initial, self._refresh = preconditioner, initial_hessian, refresh
@@ -91,7 +109,7 @@ class TaoOptimiser:
     def history(self) -> History:
         return self.course.history
 
-    def over(self, functional, limits: Limits, course: Course | None = None) -> TaoOptimiser:
+    def over(self, functional: Functional, limits: Limits, course: Course | None = None) -> TaoOptimiser:
         """Return this optimiser for another sample's, or mesh's, functional; its next solve has the last one's secants.
 
         That is so for ``tao_lmvm_recycle``, where it starts from the last iterate; otherwise it starts afresh. It goes
@@ -101,7 +119,7 @@ class TaoOptimiser:
         self.course = course or self.course
         self._evaluation, self._continues = _Evaluation(functional, self.coordinates), True
         if self._initial is not None:
-            self._initial.functional = functional
+            self._initial = self._initial.over(functional)
         return self
 
     # PETSc objects.
@@ -130,7 +148,7 @@ class TaoOptimiser:
                 raise ValueError(
                     f"An initial Hessian belongs to a quasi-Newton method ({', '.join(_WITH_SECANTS)}), "
                     f"received tao_type {kind!r}.")
-            self._J0 = _symmetric(size, _Shell(self._initial.apply, self._initial.solve))
+            self._J0 = _symmetric(size, _Shell(lambda x: self._initial.apply(x), lambda g: self._initial.solve(g)))
             self._J0.setOption(PETSc.Mat.Option.SPD, True)
             tao.setUpdate(self._update)
         tao.setMonitor(self._monitor)
@@ -178,7 +196,7 @@ class TaoOptimiser:
         self._evaluation.value(x)
         self.course.record(
             x, lambda: self._all_controls(x), objective, self.functional.loss, gradient_norm, step,
-            self._number(number), self._products, len(self.functional.problem.average.sample))
+            self._number(number), self._products, self.functional.images)
         self._products = 0
 
     def _number(self, of_tao: int) -> int:
@@ -186,7 +204,7 @@ class TaoOptimiser:
         again = len(self.history.iterations) > self.course.first and self._offset > self._started
         return self._offset + of_tao + again
 
-    def _all_controls(self, x: np.ndarray) -> list[Function]:
+    def _all_controls(self, x: np.ndarray) -> Controls:
         return self.functional.all_controls(self.coordinates.functions(x))
 
     def _test(self, tao: PETSc.TAO) -> None:
@@ -203,7 +221,7 @@ class TaoOptimiser:
             self._create(*self._settings)
         self._x.setArray(x)
 
-    def solve(self) -> list[Function]:
+    def solve(self) -> Controls:
         """Minimise from the controls' values and return the best controls; :attr:`history` says how it went.
 
         A limit, Ctrl-C, or a search that finds no descent ends the run; none of them is an error. The functional is
@@ -211,7 +229,7 @@ class TaoOptimiser:
 
         Raises
         ------
-        PropagationError, InnerSolveError
+        EvaluationError
             If the starting point itself cannot be evaluated.
         """
         self.course.begin()
@@ -251,7 +269,7 @@ def _symmetric(size: int, shell: _Shell) -> PETSc.Mat:
 class _Evaluation:
     """Value and derivative of the last point, in coordinates; large and flat where they are not finite."""
 
-    def __init__(self, functional, coordinates: Coordinates):
+    def __init__(self, functional: Functional, coordinates: Coordinates):
         self._functional, self._coordinates = functional, coordinates
         self._x: np.ndarray | None = None
         self._value, self._gradient, self._failed = 0.0, None, False
@@ -275,7 +293,7 @@ class _Evaluation:
             return self._value
         try:
             self._evaluate(x)
-        except (PropagationError, InnerSolveError):
+        except EvaluationError:
             self._x, self._value, self._failed = x.copy(), self._penalty, True
         return self._value
 
@@ -286,7 +304,7 @@ class _Evaluation:
             if not self._failed:
                 try:
                     self._gradient = self._coordinates.dual_array(Enlist(self._functional.derivative()))
-                except PropagationError:
+                except EvaluationError:
                     self._value, self._failed = self._penalty, True
         return self._gradient
 

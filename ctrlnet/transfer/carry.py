@@ -5,57 +5,61 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from firedrake import Function
+from firedrake.functionspaceimpl import WithGeometry
 
-from ctrlnet.controls import ControlSpace
-from ctrlnet.operators import Operators
+from ctrlnet.controls import Controls, ControlsLike, ControlSpace, as_controls
+from ctrlnet.operators.assembled import Operators
 from ctrlnet.transfer.coefficient_map import CoefficientMap
 
 if TYPE_CHECKING:
-    from ctrlnet.network import Network
+    from ctrlnet.network.network import Network
 
 __all__ = ["carry"]
 
 
 def carry(
-    network: Network, s: Function, b: Function, V=None, *,
-    kernels: Callable[[Operators, Operators], CoefficientMap] | None = None, controls: ControlSpace | None = None,
-    steps: int | None = None,
-) -> tuple[Network, Function, Function]:
+    network: Network, m: ControlsLike, V: WithGeometry | None = None, *,
+    kernels: Callable[[Operators, Operators], CoefficientMap] | None = None,
+    control_space: ControlSpace | None = None, steps: int | None = None,
+) -> tuple[Network, Controls]:
     """Return the network with its controls on another mesh, with other layers, or both.
 
     Parameters
     ----------
-    network, s, b
+    network
         What was trained.
+    m
+        Its controls. A classifier among them stays as it is: its mesh is its own.
     V
         Scalar space of the new mesh. Default: the network's own.
     kernels
         Makes the map of coefficients from the operators here and there, for example
         :func:`~ctrlnet.transfer.galerkin` to a coarser mesh and :func:`~ctrlnet.transfer.galerkin_prolongation` to a
         finer one. Default: rediscretisation, the coefficients stay.
-    controls
-        A finer control space of the same time hierarchy, to which s and b are prolonged. Default: the network's own.
+    control_space
+        A finer one of the same time hierarchy, to which the controls in time are prolonged. Default: the network's own.
     steps
         Number of time steps; by default they grow with the control cells.
 
     Raises
     ------
     ValueError
-        If ``controls`` is no finer level of the network's time hierarchy.
+        If ``control_space`` is no finer level of the network's time hierarchy.
     """
+    old = network.control_space
+    given = as_controls(m, network.control_set.names)
+    in_time = network.control_set.controls(given)
     moved = network if V is None else network.on(V)
     if kernels is not None:
-        s = kernels(network.operators, moved.operators)(s)
-    if controls is not None and controls is not network.controls:
-        cells = network.controls.cells
-        if not network.controls.precedes(controls):
+        in_time = in_time.replace(s=kernels(network.operators, moved.operators)(in_time.s))
+    if control_space is not None and control_space is not old:
+        if not old.precedes(control_space):
             raise ValueError(
-                f"A control space of {controls.cells} cells does not refine the network's, which has {cells}. Take "
-                "network.controls.finer(), once or more."
+                f"A control space of {control_space.cells} cells does not refine the network's, which has {old.cells}. "
+                "Take network.control_space.finer(), once or more."
             )
-        s, b = network.controls.prolong(s, b, controls)
-        steps = network.steps * (controls.cells // cells) if steps is None else steps
-    if controls is None and steps is None:
-        return moved, s, b
-    return moved.with_depth(controls, network.steps if steps is None else steps), s, b
+        in_time = old.prolong(in_time, control_space)
+        steps = network.steps * (control_space.cells // old.cells) if steps is None else steps
+    if control_space is not None or steps is not None:
+        moved = moved.with_depth(control_space, network.steps if steps is None else steps)
+    return moved, given.replace(**in_time.by_name())

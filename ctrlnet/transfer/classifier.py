@@ -8,17 +8,18 @@ import numpy as np
 from firedrake import Function
 from pyadjoint import stop_annotating
 
-from ctrlnet.transfer.intergrid import check_nested, checked_pair
+from ctrlnet.controls import Controls, ControlsLike
+from ctrlnet.operators.intergrid import check_nested, checked_pair
 
 if TYPE_CHECKING:
-    from ctrlnet.readout import Readout
+    from ctrlnet.objective.readout import Readout
 
 __all__ = ["restrict_classifier"]
 
 
 def restrict_classifier(
-    readout: Readout, W: Function, beta: Function, target: Readout, restriction=None
-) -> tuple[Function, Function]:
+    readout: Readout, m: ControlsLike, target: Readout, restriction=None
+) -> Controls:
     r"""Return the classifier on a coarser readout space, W_h -> W_H.
 
     With :class:`~ctrlnet.transfer.FullWeighting` (the default) the scores of a state on the coarse readout mesh
@@ -26,8 +27,10 @@ def restrict_classifier(
 
     Parameters
     ----------
-    readout, W, beta
-        The fine readout and its classifier.
+    readout
+        The fine one.
+    m
+        Controls, of which the classifier (W, beta) is taken.
     target
         A readout of as many classes and features on a nested, coarser space.
 
@@ -46,16 +49,17 @@ def restrict_classifier(
         )
     check_nested(target.space, readout.space)
     R = checked_pair(restriction, None)[0].matrix(target.space, readout.space)
-    coarse, bias = target.functions()
-    bias.dat.data[:] = beta.dat.data_ro
+    W, beta = readout.control_set.controls(m)
+    coarse = target.zero()
     with stop_annotating():
+        coarse.beta.assign(beta)
         part, result = Function(readout.space), Function(target.space)
         values = W.dat.data_ro
-        out = np.empty(coarse.dat.data_ro.shape)
+        out = np.empty(coarse.W.dat.data_ro.shape)
         for component in range(values.shape[1]):
             part.dat.data[:] = values[:, component]
             with part.dat.vec_ro as x, result.dat.vec_wo as y:
                 R.mult(x, y)
             out[:, component] = result.dat.data_ro
-        coarse.dat.data[:] = out
-    return coarse, bias
+        coarse.W.dat.data[:] = out
+    return coarse

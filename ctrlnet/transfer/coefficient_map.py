@@ -14,7 +14,7 @@ import numpy as np
 from firedrake import Function, VectorFunctionSpace
 from pyadjoint import stop_annotating
 
-__all__ = ["CoefficientMap", "Residual", "SingularTransferError"]
+__all__ = ["CoefficientMap", "TransferResidual", "SingularTransferError"]
 
 # Singular values below this share of the largest one are zero.
 _SINGULAR = 1e-10
@@ -25,7 +25,7 @@ class SingularTransferError(ArithmeticError):
 
 
 @dataclass(frozen=True)
-class Residual:
+class TransferResidual:
     r"""What a projection leaves over, as two quadratic forms of the coefficients s.
 
     Parameters
@@ -39,7 +39,7 @@ class Residual:
     defect: np.ndarray
 
     @classmethod
-    def none(cls, count: int) -> Residual:
+    def none(cls, count: int) -> TransferResidual:
         """Return that of an exact transfer."""
         return cls(np.zeros((count, count)), np.zeros((count, count)))
 
@@ -71,8 +71,8 @@ class CoefficientMap:
     matrix: np.ndarray
     source: tuple[str, ...]
     target: tuple[str, ...]
-    fit: Residual = field(repr=False)
-    operator: Residual = field(repr=False)
+    fit: TransferResidual = field(repr=False)
+    operator: TransferResidual = field(repr=False)
     source_norms: np.ndarray = field(repr=False)
     target_norms: np.ndarray = field(repr=False)
     parts: tuple[CoefficientMap, ...] = field(default=(), repr=False)
@@ -173,7 +173,7 @@ class CoefficientMap:
         parts = tuple(p.inverse() for p in reversed(self.parts))
         left = np.eye(len(self.target)) - self.matrix @ back
         weight = np.diag(self.target_norms**2)
-        residual = Residual(weight, left.T @ weight @ left)
+        residual = TransferResidual(weight, left.T @ weight @ left)
         return CoefficientMap(
             back, self.target, self.source, residual, residual, self.target_norms, self.source_norms, parts)
 
@@ -184,7 +184,7 @@ class CoefficientMap:
                 f"These maps do not follow each other: the first one ends at the operators {', '.join(first.target)}, "
                 f"the next starts from {', '.join(self.source)}."
             )
-        none = Residual.none(len(first.source))
+        none = TransferResidual.none(len(first.source))
         return CoefficientMap(
             self.matrix @ first.matrix, first.source, self.target, none, none, first.source_norms, self.target_norms,
             (*(first.parts or (first,)), *(self.parts or (self,))))

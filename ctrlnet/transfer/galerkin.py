@@ -13,10 +13,10 @@ import numpy as np
 from firedrake import DirichletBC, Function
 from mpi4py import MPI
 
-from ctrlnet.operators import Operators
-from ctrlnet.transfer.coefficient_map import CoefficientMap, Residual
+from ctrlnet.operators.assembled import Operators
+from ctrlnet.operators.intergrid import check_nested, checked_pair
+from ctrlnet.transfer.coefficient_map import CoefficientMap, TransferResidual
 from ctrlnet.transfer.inner_products import HilbertSchmidt, Moments
-from ctrlnet.transfer.intergrid import check_nested, checked_pair
 
 __all__ = ["galerkin", "galerkin_prolongation", "interior_rows"]
 
@@ -132,10 +132,10 @@ def _products(A: np.ndarray, B: np.ndarray, operators: Operators) -> np.ndarray:
     return out
 
 
-def _residual(basis: np.ndarray, exact: np.ndarray, T: np.ndarray, coarse: Operators) -> Residual:
+def _residual(basis: np.ndarray, exact: np.ndarray, T: np.ndarray, coarse: Operators) -> TransferResidual:
     """From the difference itself: that of the squares would lose half the digits."""
     left = exact - basis @ T
-    return Residual(_products(exact, exact, coarse), _products(left, left, coarse))
+    return TransferResidual(_products(exact, exact, coarse), _products(left, left, coarse))
 
 
 def _check_independent(G: np.ndarray, norms: np.ndarray, coarse: Operators) -> None:

@@ -18,9 +18,9 @@ from functools import reduce
 
 import numpy as np
 
-from ctrlnet.stencils import names, stencil_basis, to_coefficients, to_stencil
-from ctrlnet.transfer.coefficient_map import CoefficientMap, Residual
-from ctrlnet.transfer.intergrid import checked_pair
+from ctrlnet.operators.intergrid import checked_pair
+from ctrlnet.operators.stencils import names, stencil_basis, to_coefficients, to_stencil
+from ctrlnet.transfer.coefficient_map import CoefficientMap, TransferResidual
 
 __all__ = ["galerkin_stencil_map", "galerkin_stencils", "prolong_stencils"]
 
@@ -56,8 +56,8 @@ def galerkin_stencils(stencil: np.ndarray, dim: int, restriction=None, prolongat
     Parameters
     ----------
     stencil
-        (3,) * dim + (...), as :mod:`ctrlnet.stencils` indexes them; trailing axes (features, layers) are carried
-        along.
+        (3,) * dim + (...), as :mod:`ctrlnet.operators.stencils` indexes them; trailing axes (features,
+        layers) are carried along.
     dim
         1, 2 or 3.
     restriction, prolongation
@@ -95,7 +95,7 @@ class StencilMap(CoefficientMap):
     def __init__(self, h_from: Sequence[float], h_to: Sequence[float], matrix: np.ndarray):
         dim = len(h_from)
         basis = stencil_basis(h_to).reshape(3**dim, -1)
-        exact = Residual(matrix.T @ basis @ basis.T @ matrix, np.zeros((3**dim,) * 2))
+        exact = TransferResidual(matrix.T @ basis @ basis.T @ matrix, np.zeros((3**dim,) * 2))
         norms = [np.sqrt((stencil_basis(h).reshape(3**dim, -1) ** 2).sum(axis=1)) for h in (h_from, h_to)]
         super().__init__(matrix, names(dim), names(dim), exact, exact, *norms)
         object.__setattr__(self, "h_from", tuple(h_from))

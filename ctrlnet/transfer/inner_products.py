@@ -16,9 +16,9 @@ from firedrake import Function, SpatialCoordinate, VectorFunctionSpace
 from petsc4py import PETSc
 from pyadjoint import stop_annotating
 
-from ctrlnet.kernels.halo import Halo
-from ctrlnet.kernels.stencil_table import union_of_entries
-from ctrlnet.transfer.intergrid import lumped_mass
+from ctrlnet.operators.halo import Halo
+from ctrlnet.operators.intergrid import lumped_mass
+from ctrlnet.operators.stencil_table import union_of_entries
 
 __all__ = ["HilbertSchmidt", "Moments"]
 

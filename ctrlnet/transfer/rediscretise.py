@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctrlnet.operators import Operators
-from ctrlnet.transfer.coefficient_map import CoefficientMap, Residual
+from ctrlnet.operators.assembled import Operators
+from ctrlnet.transfer.coefficient_map import CoefficientMap, TransferResidual
 
 __all__ = ["rediscretise"]
 
@@ -40,6 +40,6 @@ def rediscretise(source: Operators, target: Operators) -> CoefficientMap:
             "them there too, for example with source.on(V), or project onto the ones it has with galerkin."
         )
     matrix = np.array([[float(to == of) for of in source.names] for to in target.names])
-    none = Residual.none(len(source))
+    none = TransferResidual.none(len(source))
     return CoefficientMap(
         matrix, tuple(source.names), tuple(target.names), none, none, source.norms, target.norms)

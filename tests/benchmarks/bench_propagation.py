@@ -197,7 +197,7 @@ def main() -> None:
     # Only now: importing ctrlnet starts MPI, and a process that has done so cannot launch other MPI jobs. PETSc would
     # take this program's arguments for its own.
     sys.argv[1:] = []
-    from ctrlnet.results import write_results
+    from ctrlnet.report.results import write_results
 
     report.plot(Path(arguments.output) / "bench.png", measured, on_meshes, arguments.layers)
     settings = vars(arguments) | {"load": load, "torch": report.torch_version(), "cores": os.cpu_count()}

@@ -78,14 +78,14 @@ class CtrlnetNetwork:
             ensemble=ensemble)
         s, b = controls.random(rng, scale=0.1 / np.sqrt(features))
         b.dat.data[:] = 0.1 * rng.standard_normal(b.dat.data_ro.shape)
-        W, beta = readout.functions()
+        W, beta = readout.zero()
         weights = 0.01 * rng.standard_normal((readout.features, 10))
-        readout.set_weights(W, weights)
+        readout.control_set["W"].write(W, weights)
         beta.dat.data[:] = 0.01 * rng.standard_normal(beta.dat.data_ro.shape)
         for kernels in (network.sweep, readout.restriction, readout.restriction_adjoint):
             kernels._library = _TimedLibrary(kernels._library, self._kernel_seconds)
         point = (s, b, W, beta)
-        self._built[key] = problem, problem.reduced_functional(*point), point
+        self._built[key] = problem, problem.reduced_functional(point), point
         table = operators.table
         return {
             "nodes": operators.nodes, "entries": mesh.comm.allreduce(int(table.forward.columns.size)),
@@ -117,12 +117,15 @@ class CtrlnetNetwork:
     def _sweep_chunks(problem, point) -> None:
         """Run the forward and the adjoint sweep of each chunk by itself, without the readout."""
         average, network = problem.average, problem.network
-        S, b, W, _ = problem.arrays(*point)
-        for chunk in average._chunks:
-            trajectory = average._at_start(chunk, True)
-            network.sweep.forward(S, b, network.step_sizes, trajectory)
-            lam = average.adjoint_state(np.ones((W.shape[1], chunk.stop - chunk.start)), W)
-            network.sweep.adjoint(S, network.step_sizes, trajectory, lam)
+        layers, W, _ = problem.point(point)
+        dF, lam = np.zeros((W.shape[0], average.chunk_images)), network.sweep.field(average.chunk_images)
+        for chunk in average.trajectories.chunks:
+            trajectory = average.trajectories.started(chunk)
+            network.sweep.forward(layers, network.step_sizes, trajectory)
+            dF[:] = 0.0
+            dF[:, : chunk.stop - chunk.start] = W.sum(axis=1, keepdims=True)
+            problem.readout.restrict_adjoint(dF, lam)
+            network.sweep.adjoint(layers, network.step_sizes, trajectory, lam)
 
     def peak_bytes(self) -> int:
         """Return the largest resident memory of this process so far."""
@@ -149,14 +152,17 @@ class CtrlnetNetwork:
         """Return inputs, loss and derivatives, without regularisation, as arrays over this rank's nodes and images."""
         problem, _, controls = self._built[key]
         network = problem.network
-        point = problem.arrays(*controls)
-        loss = problem.average.value(*point)
-        gS, gb, gW, gbeta = problem.average.gradient(*point)
+        point = problem.point(controls)
+        layers, W, beta = point
+        at = problem.average.at(layers)
+        loss = at.value(W, beta)
+        derivative, gW, gbeta = at.gradient(W, beta)
+        gS, gb, _ = derivative.arrays
         V = network.space
         X = Function(VectorSpace(V.mesh(), V.ufl_element())).interpolate(SpatialCoordinate(V.mesh()))
-        S, b, W, beta = point
+        S, b, _ = layers.arrays
         return {
-            "places": X.dat.data_ro.copy(), "nodal": np.concatenate(problem.average._nodal, axis=1, dtype=float),
+            "places": X.dat.data_ro.copy(), "nodal": np.concatenate(problem.average.nodal, axis=1, dtype=float),
             "labels": problem.average.sample.labels, "S": S, "b": b, "W": W, "beta": beta, "loss": loss, "gS": gS,
             "gb": gb, "gW": gW, "gbeta": gbeta, "step": float(network.step_sizes[0]), "side": SIDE,
         }

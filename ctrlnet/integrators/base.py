@@ -1,0 +1,116 @@
+r"""What a time-stepping scheme is, and what those have in common whose step is a formula."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import numpy as np
+
+from ctrlnet.controls.spaces import BEFORE_JUMP
+from ctrlnet.dynamics.system import Dynamics, RightHandSide
+from ctrlnet.formulas.language import Formula
+from ctrlnet.formulas.program import Program
+from ctrlnet.kernels.engine import Engine, FormulaEngine, NewtonOptions
+from ctrlnet.kernels.solves.diffusion import DiffusionOptions
+from ctrlnet.operators.assembled import Operators
+
+__all__ = ["FormulaScheme", "Integrator", "control_times"]
+
+
+class Integrator(Protocol):
+    r"""A one-step scheme :math:`Y_{k+1} = \Phi(Y_k; u(t_k + c_1 h), \dots, u(t_k + c_m h); h)`.
+
+    Attributes
+    ----------
+    order
+        Order of convergence in h where state and controls are smooth.
+    nodes
+        The c_i, in [0, 1].
+    """
+
+    @property
+    def order(self) -> int: ...
+
+    @property
+    def nodes(self) -> tuple[float, ...]: ...
+
+    def control_times(self, T: float, steps: int) -> np.ndarray:
+        """Return the times at which the steps take their controls, (steps * m,)."""
+
+    def engine(self, dynamics: RightHandSide, operators: Operators, features: int, precision: str) -> Engine:
+        """Return what makes the sweeps of this scheme for a right-hand side; nothing is compiled yet.
+
+        Raises
+        ------
+        ValueError
+            If the scheme needs what the dynamics have not got; the message names both.
+        """
+
+
+def control_times(nodes: tuple[float, ...], T: float, steps: int) -> np.ndarray:
+    """Return the times t_k + c_i h of all steps, (steps * m,).
+
+    A time at the end of a step is a little before it: where controls jump, a step sees their values within.
+    """
+    c = np.array(nodes)
+    times = T / steps * (np.arange(steps)[:, None] + c)
+    return (times - np.where(c < 1, 0.0, BEFORE_JUMP * T)).ravel()
+
+
+class FormulaScheme(ABC):
+    """A scheme whose step is a formula of the right-hand side's.
+
+    Attributes
+    ----------
+    order, nodes
+        See :class:`Integrator`.
+    """
+
+    order: int
+    nodes: tuple[float, ...] = (0.0,)
+
+    def control_times(self, T: float, steps: int) -> np.ndarray:
+        """Return the times at which the steps take their controls; see :func:`control_times`."""
+        return control_times(self.nodes, T, steps)
+
+    @abstractmethod
+    def step(self, dynamics: Dynamics) -> Formula:
+        """Return the step as a formula, (language, state) -> state.
+
+        Raises
+        ------
+        ValueError
+            If the scheme needs what the dynamics have not got.
+        """
+
+    def newton(self) -> NewtonOptions | None:
+        """Return the options of the step's implicit stages, if it has any."""
+        return None
+
+    def diffusion(self) -> DiffusionOptions | None:
+        """Return the options of the step's diffusion solves, if it has any."""
+        return None
+
+    def engine(self, dynamics: RightHandSide, operators: Operators, features: int, precision: str) -> Engine:
+        """Return what makes the sweeps; see :meth:`Integrator.engine`."""
+        formula = formula_of(self, dynamics)
+        program = Program.of(self.step(formula), formula.parts, features, formula.parameters)
+        return FormulaEngine(program, operators, precision, len(self.nodes), self.newton(), self.diffusion())
+
+
+def formula_of(scheme: Integrator, dynamics: RightHandSide) -> Dynamics:
+    """Return dynamics that are a formula, or raise a ValueError that names what would go with them."""
+    try:
+        formula = dynamics.formula
+    except AttributeError:
+        raise ValueError(
+            f"{type(scheme).__name__} has no sweep for {type(dynamics).__name__} dynamics: a right-hand side derives "
+            "from ctrlnet.dynamics.system.Dynamics and gives its rate as a formula, or is a UFL form in UserDynamics."
+        ) from None
+    if formula is None:
+        raise ValueError(
+            f"{type(scheme).__name__} has no sweep for dynamics that are written as a UFL form; UserDynamics go with "
+            "Irksome(tableau)."
+        )
+    return formula

@@ -1,0 +1,1 @@
+"""C text that all kernels share, its compilation and its arrays."""

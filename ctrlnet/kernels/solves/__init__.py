@@ -1,0 +1,1 @@
+"""Linear and nonlinear solves for all features of all images at once."""

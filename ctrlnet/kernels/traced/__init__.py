@@ -1,0 +1,1 @@
+"""Sweeps of any step that is given as a formula, operation by operation."""

@@ -1,0 +1,198 @@
+r"""A network: operators on a mesh, controls in time, dynamics, a time-stepping scheme and a lift."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+from firedrake import VectorFunctionSpace
+from firedrake.functionspaceimpl import WithGeometry
+from mpi4py import MPI
+
+from ctrlnet.controls import Controls, ControlSet, ControlsLike, ControlSpace
+from ctrlnet.dynamics import Residual
+from ctrlnet.dynamics.system import RightHandSide
+from ctrlnet.integrators import ForwardEuler
+from ctrlnet.integrators.base import Integrator
+from ctrlnet.kernels.layer_controls import LayerControls
+from ctrlnet.kernels.sweep import Sweep
+from ctrlnet.operators.assembled import Operators
+
+__all__ = ["Network"]
+
+
+class Network:
+    r"""The discrete map (m, Y(0)) -> Y(T) of one mesh and one number of layers, m the controls in time.
+
+    Because the controls multiply operators, the same ones run on any mesh: :meth:`on` returns the network
+    with its operators assembled there.
+
+    Parameters
+    ----------
+    operators
+        The :math:`D_j` on their space.
+    control_space
+        Spaces of the controls in time; their J must be ``len(operators)``.
+    steps
+        Number N of time steps (layers), independent of the control cells. Default: one a control cell.
+    dynamics, integrator
+        Right-hand side and scheme; a pair that has no sweep is refused.
+    lift
+        Weights (C,) of :math:`Y_c(0) = lift_c \cdot image`. Default: the first feature is the image.
+    precision
+        ``"double"`` or ``"single"`` storage and arithmetic of states; sums are double.
+
+    Raises
+    ------
+    ValueError
+        If the counts of operators or of learned parameters differ, steps < 1, or the lift has another length than C.
+    """
+
+    def __init__(
+        self,
+        operators: Operators,
+        control_space: ControlSpace,
+        steps: int | None = None,
+        dynamics: RightHandSide | None = None,
+        integrator: Integrator | None = None,
+        lift: np.ndarray | None = None,
+        precision: str = "double",
+    ):
+        lift = np.eye(1, control_space.features).ravel() if lift is None else np.asarray(lift, dtype=float)
+        if lift.shape != (control_space.features,):
+            raise ValueError(
+                f"The lift needs one weight a feature, shape ({control_space.features},); received shape {lift.shape}."
+            )
+        self.operators = operators
+        self.dynamics = Residual() if dynamics is None else dynamics
+        self.integrator = ForwardEuler() if integrator is None else integrator
+        self.lift = lift
+        self.precision = precision
+        self._set_time(control_space, steps)
+        self._engine = self.integrator.engine(self.dynamics, operators, control_space.features, precision)
+        self._check_parameters()
+
+    def _set_time(self, control_space: ControlSpace, steps: int | None) -> None:
+        if len(self.operators) != control_space.operators:
+            raise ValueError(
+                f"The control space was built for {control_space.operators} operators, but {len(self.operators)} are "
+                f"given ({', '.join(self.operators.names)}). Build it as ControlSpace(T, cells, operators, features)."
+            )
+        self.control_space = control_space
+        self.steps = control_space.cells if steps is None else steps
+        if self.steps < 1:
+            raise ValueError(f"A network needs at least one layer, received steps={steps!r}.")
+
+    def _check_parameters(self) -> None:
+        learned, given = self.dynamics.parameters, self.control_space.parameters
+        if given != learned:
+            raise ValueError(
+                f"{self.dynamics.name} dynamics learn {len(learned)} parameter(s) beside coefficients and "
+                f"biases{_listed(learned)}, the control space has {len(given)}{_listed(given)}. Build it as "
+                f"ControlSpace(..., parameters={learned!r}).")
+
+    @property
+    def control_set(self) -> ControlSet:
+        """The controls in time."""
+        return self.control_space.control_set
+
+    @property
+    def sweep(self) -> Sweep:
+        """The sweeps; made at first use, and shared with networks of other depths."""
+        return self._engine.sweep
+
+    @property
+    def features(self) -> int:
+        return self.control_space.features
+
+    @property
+    def space(self):
+        return self.operators.space
+
+    @property
+    def comm(self) -> MPI.Comm:
+        return self.operators.mesh.comm
+
+    @cached_property
+    def step_sizes(self) -> np.ndarray:
+        return np.full(self.steps, self.control_space.T / self.steps)
+
+    @cached_property
+    def sampling(self) -> np.ndarray:
+        """Matrix that evaluates a control at each step's time."""
+        return self.control_space.sampling(self.integrator.control_times(self.control_space.T, self.steps))
+
+    def on(self, V: WithGeometry) -> Network:
+        """Return the same network on another space: operators rediscretised, controls unchanged."""
+        return Network(
+            self.operators.on(V), self.control_space, self.steps, self.dynamics, self.integrator, self.lift,
+            self.precision)
+
+    def with_depth(self, control_space: ControlSpace | None = None, steps: int | None = None) -> Network:
+        """Return the same network with another control space, another number of steps, or both.
+
+        What was compiled, assembled or factorised for this one serves that one too.
+
+        Raises
+        ------
+        ValueError
+            If the control space has other features, operators or learned parameters.
+        """
+        control_space = self.control_space if control_space is None else control_space
+        if control_space.features != self.features:
+            raise ValueError(
+                f"A network of {self.features} features has no depth with controls of {control_space.features}. Build "
+                "another Network."
+            )
+        out = copy.copy(self)
+        for cached in ("step_sizes", "sampling"):
+            vars(out).pop(cached, None)
+        out._set_time(control_space, steps)
+        out._check_parameters()
+        return out
+
+    def layers(self, m: ControlsLike) -> LayerControls:
+        """Return the controls at the times at which the steps take them.
+
+        Parameters
+        ----------
+        m
+            Controls or a mapping that holds those in time, perhaps among others; or all those in time in order.
+
+        Raises
+        ------
+        ValueError
+            If a control in time is missing, or is no Function in its space of :attr:`control_space`.
+        """
+        return self.layers_of(self.control_set.arrays(m))
+
+    def layers_of(self, arrays: Mapping[str, np.ndarray]) -> LayerControls:
+        """Return :meth:`layers` of degrees of freedom by name; those of other controls are left out."""
+        return LayerControls(*self.control_space.sampled(self.sampling, arrays))
+
+    def layers_adjoint(self, derivative: LayerControls) -> dict[str, np.ndarray]:
+        """Return derivatives with respect to the layers' values as those with respect to the controls in time.
+
+        They are arrays by name, as :meth:`ctrlnet.controls.ControlSet.cofunctions` takes them.
+        """
+        return self.control_space.sampled_adjoint(self.sampling, *derivative.arrays)
+
+    def cofunctions(self, derivative: LayerControls) -> Controls:
+        """Return :meth:`layers_adjoint` as Cofunctions, in the duals of the controls' spaces."""
+        return self.control_set.cofunctions(self.layers_adjoint(derivative))
+
+    def state_space(self, images: int):
+        """Return the space of C features for ``images`` images, image index fastest."""
+        return VectorFunctionSpace(self.operators.mesh, self.space.ufl_element(), dim=self.features * images)
+
+    def lift_images(self, nodal: np.ndarray, out: np.ndarray) -> None:
+        """Write Y(0) = lift * image: nodal (owned, images) -> out (owned, C, images or more)."""
+        lift = self.lift.astype(out.dtype)[:, None]
+        np.multiply(lift, nodal[:, None, :], out=out[:, :, : nodal.shape[1]], casting="same_kind")
+        out[:, :, nodal.shape[1] :] = 0.0
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f" ({', '.join(names)})" if names else ""

@@ -1,0 +1,17 @@
+"""What is minimised: readout, losses, regularisation, averages over samples and their linearisations."""
+
+from ctrlnet.objective.average import Average, FeatureReadout, ImageRows, Linearisation
+from ctrlnet.objective.losses import LeastSquares, Loss, SoftmaxCrossEntropy
+from ctrlnet.objective.multilevel_average import MultilevelAverage
+from ctrlnet.objective.objective import Objective
+from ctrlnet.objective.point import Point
+from ctrlnet.objective.problem import TrainingProblem
+from ctrlnet.objective.readout import Readout
+from ctrlnet.objective.regularisation import Regularisation
+from ctrlnet.objective.sample_average import SampleAverage
+from ctrlnet.objective.work import Work
+
+__all__ = [
+    "Average", "FeatureReadout", "ImageRows", "LeastSquares", "Linearisation", "Loss", "MultilevelAverage", "Objective",
+    "Point", "Readout", "Regularisation", "SampleAverage", "SoftmaxCrossEntropy", "TrainingProblem", "Work",
+]

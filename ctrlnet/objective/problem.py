@@ -1,0 +1,212 @@
+r"""The training problem: sample average plus regularisation, as a pyadjoint reduced functional."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+from firedrake import Ensemble, Function
+from firedrake.adjoint import Control, ReducedFunctional
+from pyadjoint import AdjFloat, Block, annotate_tape, get_working_tape, stop_annotating
+
+from ctrlnet.controls import Controls, ControlSet, ControlsLike, Coordinates, as_controls
+from ctrlnet.fields.nodal import PixelMap
+from ctrlnet.fields.sample import Sample
+from ctrlnet.objective.average import Average
+from ctrlnet.objective.losses import Loss
+from ctrlnet.objective.objective import Objective, ObjectiveAt
+from ctrlnet.objective.point import Point
+from ctrlnet.objective.readout import Readout
+from ctrlnet.objective.regularisation import Regularisation
+from ctrlnet.objective.sample_average import SampleAverage
+from ctrlnet.objective.work import Work
+from ctrlnet.own_tape import own_tape
+
+__all__ = ["ObjectiveBlock", "TrainingProblem"]
+
+
+class ObjectiveBlock(Block):
+    """An objective on a tape: pyadjoint's calls in words of :class:`~ctrlnet.objective.objective.ObjectiveAt`.
+
+    The adjoint maps R -> M*, M the space of all controls.
+    """
+
+    def __init__(self, objective: Objective, controls: Controls):
+        super().__init__()
+        self.objective = objective
+        self._last: ObjectiveAt | None = None
+        for control in controls:
+            self.add_dependency(control)
+
+    def _at(self, inputs: Sequence[Function]) -> ObjectiveAt:
+        """Return the objective at the inputs, with what was propagated where they are those of the last value."""
+        if self._last is None or not self._last.is_of(inputs):
+            self._last = self.objective.at(inputs)
+        return self._last
+
+    def recompute_component(self, inputs, block_variable, idx, prepared):
+        self._last = self.objective.at(inputs)
+        return self._last.value()
+
+    def prepare_evaluate_adj(self, inputs, adj_inputs, relevant_dependencies):
+        return self._at(inputs).derivative(float(adj_inputs[0]))
+
+    def evaluate_adj_component(self, inputs, adj_inputs, block_variable, idx, prepared=None):
+        return prepared[idx]
+
+    def evaluate_tlm_component(self, inputs, tlm_inputs, block_variable, idx, prepared=None):
+        return self._at(inputs).tangent(tlm_inputs)
+
+    def prepare_evaluate_hessian(self, inputs, hessian_inputs, adj_inputs, relevant_dependencies):
+        at, tangents = self._at(inputs), [d.tlm_value for d in self.get_dependencies()]
+        seed, change = float(adj_inputs[0] or 0.0), float(hessian_inputs[0] or 0.0)
+        result = at.hessian(tangents, seed)
+        if change:
+            for total, part in zip(result, at.derivative(change), strict=True):
+                total.dat.data[:] += part.dat.data_ro
+        return result
+
+    def evaluate_hessian_component(
+        self, inputs, hessian_inputs, adj_inputs, block_variable, idx, relevant_dependencies, prepared=None
+    ):
+        return prepared[idx]
+
+
+class TrainingProblem:
+    r"""Minimise over all controls m: :math:`\frac1n \sum_i \ell(c_i, y_i) + R(m)`.
+
+    Parameters
+    ----------
+    readout
+        The network with its readout.
+    sample
+        The training sample.
+    loss
+        Default: softmax cross-entropy.
+    control_size, control_roughness, control_scales, weights_gradient, weights_size
+        Of R: see :class:`~ctrlnet.objective.regularisation.Regularisation`. A regulariser of one's own is UFL added to
+        :meth:`average_loss`.
+    memory_limit
+        Bytes a rank may use to keep trajectories.
+    work
+        Counter of sweeps.
+    ensemble
+        Splits the images over copies of the mesh: see :class:`~ctrlnet.SampleAverage`. Best where a mesh is too
+        small to be split.
+    """
+
+    def __init__(
+        self, readout: Readout, sample: Sample, loss: Loss | None = None, *, control_size: float = 1e-4,
+        control_roughness: float = 0.0, control_scales: Sequence[float] | None = None, weights_gradient: float = 1e-4,
+        weights_size: float = 1e-4, memory_limit: int = 2**30, work: Work | None = None,
+        ensemble: Ensemble | None = None,
+    ):
+        self.readout = readout
+        self.network = readout.network
+        self.average: Average = SampleAverage(readout, sample, loss, memory_limit, work, ensemble)
+        self.regularisation = Regularisation(
+            self.network.control_space, readout, control_size, control_roughness, control_scales, weights_gradient,
+            weights_size)
+
+    @property
+    def work(self) -> Work:
+        return self.average.work
+
+    @property
+    def control_set(self) -> ControlSet:
+        """All controls: those in time and the classifier, ``s, b, W, beta`` and what the dynamics learn besides."""
+        return self.network.control_set + self.readout.control_set
+
+    def controls(self, rng: np.random.Generator | None = None, scale: float = 0.1) -> Controls:
+        """Return all controls: zero, or s drawn from ``rng`` with standard deviation ``scale``."""
+        space = self.network.control_space
+        in_time = space.zero() if rng is None else space.random(rng, scale)
+        return in_time.extended(self.readout.zero())
+
+    def with_classifier(self, m: ControlsLike) -> Controls:
+        """Return all controls of what may be those in time alone: a classifier that is missing is zero.
+
+        Raises
+        ------
+        ValueError
+            If a control in time is missing, or one is no Function in its space.
+        """
+        given = as_controls(m, self.network.control_set.names, self.control_set.names)
+        missing = self.readout.zero().by_name()
+        return self.control_set.controls(missing | given.by_name())
+
+    def coordinates(
+        self, names: Sequence[str] | None = None, time_scale: float = 0.0, weights_matrix: np.ndarray | None = None,
+        euclidean: bool = False,
+    ) -> Coordinates:
+        r"""Return coordinates of controls in the regularisation's metric.
+
+        Parameters
+        ----------
+        names
+            The controls that they hold. Default: all.
+        time_scale
+            :math:`\tau` of the inner product in time; 0 for L2.
+        weights_matrix
+            Matrix of the inner product of W over the readout's nodes (symmetric, positive definite, dense).
+            Default: that of its regularisation.
+        euclidean
+            Leave the metric out: the coordinates are the degrees of freedom themselves.
+
+        Raises
+        ------
+        ValueError
+            If there is no control of a name.
+        """
+        chosen = self.control_set if names is None else self.control_set.restricted(names)
+        metric = {} if euclidean else self.regularisation.metric(chosen.names, time_scale, weights_matrix)
+        return Coordinates(chosen, metric, self.regularisation.matrices(chosen.names))
+
+    def average_loss(self, m: ControlsLike) -> AdjFloat:
+        """Return the mean loss alone, annotated on the working tape as one block."""
+        return self._annotated(m, None)
+
+    def functional(self, m: ControlsLike) -> AdjFloat:
+        """Return the objective, loss and regularisation, annotated on the working tape as one block."""
+        return self._annotated(m, self.regularisation)
+
+    def _annotated(
+        self, m: ControlsLike, regularisation: Regularisation | None
+    ) -> AdjFloat:
+        block = ObjectiveBlock(Objective(self.average, regularisation), self.control_set.controls(m))
+        with stop_annotating():
+            # What the tape saved of the controls is what a derivative will be asked for at.
+            saved = [dependency.saved_output for dependency in block.get_dependencies()]
+            value = AdjFloat(block.recompute_component(saved, None, 0, None))
+        if annotate_tape():
+            get_working_tape().add_block(block)
+            block.add_output(value.create_block_variable())
+        return value
+
+    def reduced_functional(self, m: ControlsLike) -> ReducedFunctional:
+        """Return the objective as a pyadjoint ReducedFunctional of all controls, on a tape of its own."""
+        controls = self.control_set.controls(m)
+        with own_tape() as tape:
+            J = self.functional(controls)
+            return ReducedFunctional(J, [Control(c) for c in controls], tape=tape)
+
+    def accuracy(self, sample: Sample, m: ControlsLike) -> float:
+        """Return the share of correctly classified images of any sample, on the network's own mesh."""
+        return self.on_sample(sample).accuracy(*self.point(m))
+
+    def point(self, m: ControlsLike) -> Point:
+        """Return controls as arrays, the way averages take them."""
+        arrays = {name: values.copy() for name, values in self.control_set.arrays(m).items()}
+        return Point(self.network.layers_of(arrays), *self.readout.arrays_of(arrays))
+
+    def with_average(self, average: Average) -> TrainingProblem:
+        """Return the problem with another sample average of the same readout; regularisation is shared."""
+        out = copy.copy(self)
+        out.average = average
+        return out
+
+    def on_sample(self, sample: Sample, projection: PixelMap | None = None) -> SampleAverage:
+        """Return the average loss over another sample, with work counted apart."""
+        return SampleAverage(
+            self.readout, sample, self.average.loss, ensemble=self.average.ensemble, projection=projection)

@@ -1,0 +1,124 @@
+r"""The quadratic regularisation of a training problem, R(m) = 1/2 <m, A m>, assembled once from its UFL forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from ctrlnet.controls import ControlSpace, InnerProduct
+from ctrlnet.objective.readout import Readout
+
+__all__ = ["Penalty", "Regularisation"]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    r"""Of one control: :math:`\frac12 \sum_c \omega_c^2\, u_c^T A u_c` over its components c.
+
+    Parameters
+    ----------
+    matrix
+        A, (rows, rows), symmetric.
+    scales
+        omega, (components,). Default: 1.
+    """
+
+    matrix: np.ndarray | sp.csc_matrix
+    scales: np.ndarray | None = None
+
+    @property
+    def dense(self) -> np.ndarray:
+        return self.matrix.toarray() if sp.issparse(self.matrix) else self.matrix
+
+    def product(self, values: np.ndarray) -> np.ndarray:
+        """Return A u for degrees of freedom u (rows, components)."""
+        return self.matrix @ (values if self.scales is None else values * self.scales**2)
+
+
+class Regularisation:
+    r"""Penalties of all controls with their derivatives.
+
+    .. math::
+
+        R = \frac{\alpha}{2}\int \sum_j \omega_j^2 |s_j|^2+|b|^2\,dt
+        + \frac{\gamma}{2}\int \sum_j \omega_j^2 |\dot s_j|^2+|\dot b|^2\,dt
+        + \frac{\rho}{2} \int |\nabla W|^2\,dx + \frac{\epsilon}{2} \Bigl(\int |W|^2\,dx + |\beta|^2\Bigr),
+
+    learned parameters as b. Every component of a control has the same scalar matrix, so a penalty costs a few small
+    products, while assembling its form would cost more than the propagation of a hundred images.
+
+    Parameters
+    ----------
+    control_size, control_roughness, control_scales
+        alpha, gamma and omega; see :meth:`ctrlnet.ControlSpace.regularisation`.
+    weights_gradient, weights_size
+        rho and epsilon; see :meth:`ctrlnet.Readout.regularisation`.
+
+    Attributes
+    ----------
+    penalties : dict
+        The :class:`Penalty` of each control, by name.
+    operator_scales
+        omega of each component of s, (J * C * C,).
+    weights_matrix
+        :math:`\rho K + \epsilon M_L` of W, sparse, (nodes, nodes).
+    ridge
+        epsilon.
+    """
+
+    def __init__(
+        self, control_space: ControlSpace, readout: Readout, control_size: float, control_roughness: float,
+        control_scales: Sequence[float] | None, weights_gradient: float, weights_size: float,
+    ):
+        self._control_space = control_space
+        self._in_time = control_space.control_set.names
+        scales = (np.ones(control_space.operators) if control_scales is None
+                  else control_space.checked_scales(control_scales))
+        self.operator_scales = np.repeat(scales, control_space.features**2)
+        self.weights_matrix = readout.regularisation_matrix(weights_gradient, weights_size)
+        self.ridge = float(weights_size)
+        in_time = Penalty(control_space.regularisation_matrix(control_size, control_roughness))
+        self.penalties = dict.fromkeys(self._in_time, in_time) | {
+            "s": Penalty(in_time.matrix, self.operator_scales), "W": Penalty(self.weights_matrix),
+            "beta": Penalty(np.array([[self.ridge]]))}
+
+    def products(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return A m, which is R'(m), by name, (rows, components) as the degrees of freedom given; of some or all."""
+        return {name: self.penalties[name].product(values) for name, values in arrays.items()}
+
+    def value(self, arrays: Mapping[str, np.ndarray]) -> float:
+        """Return R of degrees of freedom by name, of all controls or of some of them."""
+        parts = {n: 0.5 * float((arrays[n] * Am).sum()) for n, Am in self.products(arrays).items()}
+        in_time = sum(part for n, part in parts.items() if n in self._in_time)
+        return in_time + sum(part for n, part in parts.items() if n not in self._in_time)
+
+    def metric(
+        self, names: Sequence[str], time_scale: float = 0.0, weights_matrix: np.ndarray | None = None
+    ) -> dict[str, InnerProduct]:
+        r"""Return the inner products of controls: L2 in time, with this regularisation's scales, and its matrix for W.
+
+        Parameters
+        ----------
+        names
+            The controls that are asked for.
+        time_scale
+            :math:`\tau` of the product in time; 0 for L2.
+        weights_matrix
+            Matrix of the product of W over the readout's nodes (symmetric, positive definite, dense). Default: that of
+            its regularisation.
+        """
+        out: dict[str, InnerProduct] = {}
+        if set(names) & set(self._in_time):
+            in_time = self._control_space.regularisation_matrix(1.0, time_scale**2)
+            out = dict.fromkeys(self._in_time, InnerProduct(in_time))
+            out["s"] = InnerProduct(in_time, self.operator_scales)
+        if "W" in names:
+            out["W"] = InnerProduct(self.weights_matrix.toarray() if weights_matrix is None else weights_matrix)
+        return {name: product for name, product in out.items() if name in names}
+
+    def matrices(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the dense matrix A of each control named."""
+        return {name: self.penalties[name].dense for name in names}

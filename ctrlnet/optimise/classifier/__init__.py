@@ -1,0 +1,1 @@
+"""The convex problem of the classifier alone, its preconditioner, and its update for fixed controls."""
