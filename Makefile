@@ -5,8 +5,12 @@ venv := $(CURDIR)/.venv
 run := $(venv)/bin/python
 # PETSc reads pytest's arguments too; without this it would end by listing those it does not know.
 pytest := PETSC_OPTIONS="$${PETSC_OPTIONS:-} -options_left no" $(run) -m pytest
-# A worker a core; each takes one test after the other.
+# Tests of one rank on a worker a core, each taking one after the other; then those that start ranks of their own.
 workers := --numprocesses $(shell nproc) --maxschedchunk 1
+define both
+@$(pytest) $(workers) -m 'not parallel$(1)' $(ARGS)
+@$(pytest) -m 'parallel$(1)' $(ARGS)
+endef
 pip := $(venv)/bin/python -m pip --disable-pip-version-check
 
 export PYTHON
@@ -34,10 +38,10 @@ demo: install
 	@$(run) demos/mnist_multiscale/mnist_multiscale.py $(ARGS)
 
 test: install
-	@$(pytest) $(workers) -m 'not slow' $(ARGS)
+	$(call both, and not slow)
 
 test-all: install
-	@$(pytest) $(workers) $(ARGS)
+	$(call both,)
 
 bench: install
 	@$(run) -c 'import torch' 2>/dev/null || $(pip) install --no-build-isolation -c .setup/constraints.txt -e '.[bench]'

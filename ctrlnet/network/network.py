@@ -108,7 +108,7 @@ class Network:
         return self.control_space.features
 
     @property
-    def space(self):
+    def space(self) -> WithGeometry:
         return self.operators.space
 
     @property
@@ -183,7 +183,7 @@ class Network:
         """Return :meth:`layers_adjoint` as Cofunctions, in the duals of the controls' spaces."""
         return self.control_set.cofunctions(self.layers_adjoint(derivative))
 
-    def state_space(self, images: int):
+    def state_space(self, images: int) -> WithGeometry:
         """Return the space of C features for ``images`` images, image index fastest."""
         return VectorFunctionSpace(self.operators.mesh, self.space.ufl_element(), dim=self.features * images)
 

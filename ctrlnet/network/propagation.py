@@ -2,6 +2,9 @@ r"""Propagation as one pyadjoint Block: (m, Y(0)) -> Y(T) with value, adjoint, t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from firedrake import Cofunction, Function
 from mpi4py import MPI
@@ -70,23 +73,30 @@ class PropagationBlock(Block):
         field = self.network.sweep.field(self._padded())
         return field if cofunction is None else self._unpack(cofunction.dat.data_ro, field)
 
-    def recompute_component(self, inputs, block_variable, idx, prepared):
+    def recompute_component(self, inputs: Sequence[Any], block_variable: Any, idx: int, prepared: Any) -> Any:
         return self._pack(self._forward(inputs)[2], Function(self.state_space))
 
-    def prepare_evaluate_adj(self, inputs, adj_inputs, relevant_dependencies):
+    def prepare_evaluate_adj(self, inputs: Sequence[Any], adj_inputs: Sequence[Any], relevant_dependencies: Any) -> Any:
         controls, trajectory, _ = self._forward(inputs)
         lam = self._field(adj_inputs[0])
         return self._cofunctions(
             self.network.sweep.adjoint(controls, self.network.step_sizes, trajectory, lam), lam)
 
-    def evaluate_adj_component(self, inputs, adj_inputs, block_variable, idx, prepared=None):
+    def evaluate_adj_component(
+        self, inputs: Sequence[Any], adj_inputs: Sequence[Any], block_variable: Any, idx: int, prepared: Any = None
+    ) -> Any:
         return prepared[idx]
 
-    def evaluate_tlm_component(self, inputs, tlm_inputs, block_variable, idx, prepared=None):
+    def evaluate_tlm_component(
+        self, inputs: Sequence[Any], tlm_inputs: Sequence[Any], block_variable: Any, idx: int, prepared: Any = None
+    ) -> Any:
         controls, trajectory, _ = self._forward(inputs)
         return self._pack(self._tangent(tlm_inputs, controls, trajectory)[2], Function(self.state_space))
 
-    def prepare_evaluate_hessian(self, inputs, hessian_inputs, adj_inputs, relevant_dependencies):
+    def prepare_evaluate_hessian(
+        self, inputs: Sequence[Any], hessian_inputs: Sequence[Any], adj_inputs: Sequence[Any],
+        relevant_dependencies: Any,
+    ) -> Any:
         net = self.network
         controls, trajectory, _ = self._forward(inputs)
         direction, tangent, _ = self._tangent([d.tlm_value for d in self.get_dependencies()], controls, trajectory)
@@ -95,8 +105,9 @@ class PropagationBlock(Block):
         return self._cofunctions(change, dlam)
 
     def evaluate_hessian_component(
-        self, inputs, hessian_inputs, adj_inputs, block_variable, idx, relevant_dependencies, prepared=None
-    ):
+        self, inputs: Sequence[Any], hessian_inputs: Sequence[Any], adj_inputs: Sequence[Any], block_variable: Any,
+        idx: int, relevant_dependencies: Any, prepared: Any = None,
+    ) -> Any:
         return prepared[idx]
 
 

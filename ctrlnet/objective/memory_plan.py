@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from mpi4py import MPI
 
+from ctrlnet.kernels.sweep import Sweep
+
 __all__ = ["MemoryPlan"]
 
 # Fields that a checkpointed adjoint holds besides its snapshots.
@@ -35,7 +37,7 @@ class MemoryPlan:
         return self.kept >= self.chunks
 
     @classmethod
-    def within(cls, limit: int, sweep, steps: int, images: int, chunks: int, comm: MPI.Comm) -> MemoryPlan:
+    def within(cls, limit: int, sweep: Sweep, steps: int, images: int, chunks: int, comm: MPI.Comm) -> MemoryPlan:
         """Return the plan for ``chunks`` chunks of ``images`` images in ``limit`` bytes a rank. Collective."""
         trajectory, state = (comm.allreduce(sweep.trajectory_bytes(n, images), op=MPI.MAX) for n in (steps, 0))
         chunks = comm.allreduce(chunks, op=MPI.MAX)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from firedrake import Ensemble, Function
@@ -45,20 +46,27 @@ class ObjectiveBlock(Block):
             self._last = self.objective.at(inputs)
         return self._last
 
-    def recompute_component(self, inputs, block_variable, idx, prepared):
+    def recompute_component(self, inputs: Sequence[Any], block_variable: Any, idx: int, prepared: Any) -> Any:
         self._last = self.objective.at(inputs)
         return self._last.value()
 
-    def prepare_evaluate_adj(self, inputs, adj_inputs, relevant_dependencies):
+    def prepare_evaluate_adj(self, inputs: Sequence[Any], adj_inputs: Sequence[Any], relevant_dependencies: Any) -> Any:
         return self._at(inputs).derivative(float(adj_inputs[0]))
 
-    def evaluate_adj_component(self, inputs, adj_inputs, block_variable, idx, prepared=None):
+    def evaluate_adj_component(
+        self, inputs: Sequence[Any], adj_inputs: Sequence[Any], block_variable: Any, idx: int, prepared: Any = None
+    ) -> Any:
         return prepared[idx]
 
-    def evaluate_tlm_component(self, inputs, tlm_inputs, block_variable, idx, prepared=None):
+    def evaluate_tlm_component(
+        self, inputs: Sequence[Any], tlm_inputs: Sequence[Any], block_variable: Any, idx: int, prepared: Any = None
+    ) -> Any:
         return self._at(inputs).tangent(tlm_inputs)
 
-    def prepare_evaluate_hessian(self, inputs, hessian_inputs, adj_inputs, relevant_dependencies):
+    def prepare_evaluate_hessian(
+        self, inputs: Sequence[Any], hessian_inputs: Sequence[Any], adj_inputs: Sequence[Any],
+        relevant_dependencies: Any,
+    ) -> Any:
         at, tangents = self._at(inputs), [d.tlm_value for d in self.get_dependencies()]
         seed, change = float(adj_inputs[0] or 0.0), float(hessian_inputs[0] or 0.0)
         result = at.hessian(tangents, seed)
@@ -68,8 +76,9 @@ class ObjectiveBlock(Block):
         return result
 
     def evaluate_hessian_component(
-        self, inputs, hessian_inputs, adj_inputs, block_variable, idx, relevant_dependencies, prepared=None
-    ):
+        self, inputs: Sequence[Any], hessian_inputs: Sequence[Any], adj_inputs: Sequence[Any], block_variable: Any,
+        idx: int, relevant_dependencies: Any, prepared: Any = None,
+    ) -> Any:
         return prepared[idx]
 
 

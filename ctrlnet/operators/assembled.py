@@ -20,6 +20,7 @@ from firedrake import (
     assemble,
 )
 from firedrake.functionspaceimpl import WithGeometry
+from firedrake.mesh import MeshGeometry
 from petsc4py import PETSc
 
 from ctrlnet.operators.forms import Form, Operator, derivative, identity, laplacian, lumped_dx, second_derivative
@@ -77,7 +78,7 @@ class Operators:
         return len(self.operators)
 
     @property
-    def mesh(self):
+    def mesh(self) -> MeshGeometry:
         return self.space.mesh()
 
     @property

@@ -17,7 +17,7 @@ __all__ = ["Form", "Operator", "derivative", "identity", "laplacian", "lumped_dx
 Form = Callable[[ufl.core.expr.Expr, ufl.core.expr.Expr], ufl.Form]
 
 
-def lumped_dx():
+def lumped_dx() -> ufl.Measure:
     """The vertex quadrature that makes the mass of a nodal P1 or Q1 space diagonal."""
     return dx(scheme="KMV", degree=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from firedrake import TrialFunction, assemble, interpolate
+from firedrake.functionspaceimpl import WithGeometry
 from firedrake.mg.utils import get_level
 from petsc4py import PETSc
 from pyadjoint import stop_annotating
@@ -19,7 +20,7 @@ def operators_by_level(operators: Operators) -> list[Operators]:
     return [operators, *(operators.on(operators.space.reconstruct(mesh=mesh)) for mesh in coarser)]
 
 
-def interpolation_matrix(source, target) -> PETSc.Mat:
+def interpolation_matrix(source: WithGeometry, target: WithGeometry) -> PETSc.Mat:
     """Return the matrix of interpolation between two spaces, (target nodes, source nodes), a copy of the caller's."""
     with stop_annotating():
         return assemble(interpolate(TrialFunction(source), target)).petscmat.copy()

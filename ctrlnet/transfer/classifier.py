@@ -9,7 +9,7 @@ from firedrake import Function
 from pyadjoint import stop_annotating
 
 from ctrlnet.controls import Controls, ControlsLike
-from ctrlnet.operators.intergrid import check_nested, checked_pair
+from ctrlnet.operators.intergrid import Restriction, check_nested, checked_pair
 
 if TYPE_CHECKING:
     from ctrlnet.objective.readout import Readout
@@ -18,7 +18,7 @@ __all__ = ["restrict_classifier"]
 
 
 def restrict_classifier(
-    readout: Readout, m: ControlsLike, target: Readout, restriction=None
+    readout: Readout, m: ControlsLike, target: Readout, restriction: Restriction | None = None
 ) -> Controls:
     r"""Return the classifier on a coarser readout space, W_h -> W_H.
 

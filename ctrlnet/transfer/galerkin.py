@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 from firedrake import DirichletBC, Function
+from firedrake.functionspaceimpl import WithGeometry
 from mpi4py import MPI
 
 from ctrlnet.operators.assembled import Operators
-from ctrlnet.operators.intergrid import check_nested, checked_pair
+from ctrlnet.operators.intergrid import Prolongation, Restriction, check_nested, checked_pair
 from ctrlnet.transfer.coefficient_map import CoefficientMap, TransferResidual
 from ctrlnet.transfer.inner_products import HilbertSchmidt, Moments
 
@@ -24,7 +25,8 @@ _SINGULAR = 1e-10
 
 
 def galerkin(
-    fine: Operators, coarse: Operators, restriction=None, prolongation=None, *,
+    fine: Operators, coarse: Operators, restriction: Restriction | None = None,
+    prolongation: Prolongation | None = None, *,
     inner_product: Moments | HilbertSchmidt | None = None, row_weights: Function | None = None,
 ) -> CoefficientMap:
     r"""Return the map of coefficients :math:`s_h \mapsto s_H` with :math:`\sum_k s_{H,k} D_k \approx R K_h(s_h) P`.
@@ -87,7 +89,7 @@ def galerkin_prolongation(coarse: Operators, fine: Operators, *transfers, **sett
     return galerkin(fine, coarse, *transfers, **settings).inverse()
 
 
-def interior_rows(V) -> Function:
+def interior_rows(V: WithGeometry) -> Function:
     """Return the field that is 1 at interior nodes and 0 on the boundary; 1 everywhere on a closed mesh.
 
     Raises

@@ -18,14 +18,14 @@ from functools import reduce
 
 import numpy as np
 
-from ctrlnet.operators.intergrid import checked_pair
+from ctrlnet.operators.intergrid import Prolongation, Restriction, checked_pair
 from ctrlnet.operators.stencils import names, stencil_basis, to_coefficients, to_stencil
 from ctrlnet.transfer.coefficient_map import CoefficientMap, TransferResidual
 
 __all__ = ["galerkin_stencil_map", "galerkin_stencils", "prolong_stencils"]
 
 
-def axis_map(restriction, prolongation) -> np.ndarray:
+def axis_map(restriction: Restriction, prolongation: Prolongation) -> np.ndarray:
     """Return the 3 x 3 matrix of the map of stencils along one axis, fine offset -> coarse offset.
 
     Raises
@@ -50,7 +50,9 @@ def axis_map(restriction, prolongation) -> np.ndarray:
     return out
 
 
-def galerkin_stencils(stencil: np.ndarray, dim: int, restriction=None, prolongation=None) -> np.ndarray:
+def galerkin_stencils(
+    stencil: np.ndarray, dim: int, restriction: Restriction | None = None, prolongation: Prolongation | None = None
+) -> np.ndarray:
     """Return the stencils of R K_h P on the mesh of twice the width.
 
     Parameters
@@ -76,7 +78,9 @@ def galerkin_stencils(stencil: np.ndarray, dim: int, restriction=None, prolongat
     return galerkin_stencil_map((1.0,) * dim, restriction, prolongation)._on_stencils(stencil)
 
 
-def prolong_stencils(stencil: np.ndarray, dim: int, restriction=None, prolongation=None) -> np.ndarray:
+def prolong_stencils(
+    stencil: np.ndarray, dim: int, restriction: Restriction | None = None, prolongation: Prolongation | None = None
+) -> np.ndarray:
     """Return the fine stencils of three points per axis whose Galerkin product is given: coarse to fine.
 
     Parameters as in :func:`galerkin_stencils`.
@@ -108,7 +112,9 @@ class StencilMap(CoefficientMap):
         return to_stencil(self.coefficients(to_coefficients(stencil, self.h_from)), self.h_to)
 
 
-def galerkin_stencil_map(h: Sequence[float], restriction=None, prolongation=None) -> StencilMap:
+def galerkin_stencil_map(
+    h: Sequence[float], restriction: Restriction | None = None, prolongation: Prolongation | None = None
+) -> StencilMap:
     r"""Return the exact map of the coefficients of the full stencil basis from spacing h to 2h.
 
     It serves :func:`ctrlnet.stencil_operators` on uniform meshes of intervals, quadrilaterals and hexahedra, without

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ class FusedTrajectory:
             self.states.ctypes.data, kept[0], self.states.strides[0] // LINE, kept[1], self.states.shape[0])
 
     @property
-    def pointer(self):
+    def pointer(self) -> Any:
         """A reference to :attr:`c_struct`, an argument of the kernels."""
         return ctypes.byref(self.c_struct)
 

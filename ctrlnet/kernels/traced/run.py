@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ctrlnet.formulas.language import Pointwise
+from ctrlnet.formulas.program import Program
 from ctrlnet.kernels.code.arrays import LinearSolve
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.kernels.traced.on_mesh import OnMesh
@@ -21,7 +22,7 @@ class Run:
     ``values`` are those of the last :meth:`evaluate`, ``changes`` those of the last :meth:`tangent`.
     """
 
-    def __init__(self, program, mesh: OnMesh, images: int, solver: Callable | None = None):
+    def __init__(self, program: Program, mesh: OnMesh, images: int, solver: Callable | None = None):
         self.program, self.mesh, self.images = program, mesh, images
         self.primitives = mesh.primitives
         count = len(program.operations)
@@ -77,7 +78,7 @@ class Run:
             changes[i] = operation.tangent(self, i, changes, what)
         return [changes[i] for i in self.program.outputs]
 
-    def tangent_terms(self, inputs, what: str, changes: list) -> list[list[tuple[float, np.ndarray]]]:
+    def tangent_terms(self, inputs: list, what: str, changes: list) -> list[list[tuple[float, np.ndarray]]]:
         """Return the outputs' changes along one of the inputs as terms, factors and fields: last sums are not made."""
         self.input_changes, self.direction = inputs, None
         operations, last = self.program.operations, self.program.last_sums
