@@ -19,7 +19,6 @@ from firedrake import (
 from firedrake.adjoint import Control, ReducedFunctional
 from firedrake.adjoint_utils.blocks import NonlinearVariationalSolveBlock
 from firedrake.exceptions import ConvergenceError
-from pyadjoint import stop_annotating
 
 from ctrlnet.errors import StageSolveError
 from ctrlnet.kernels.layer_controls import LayerControls
@@ -84,8 +83,8 @@ class StepSpaces:
 class TapedRun:
     r"""A step :math:`Y_{k+1} = \Phi(Y_k; s, b, h)` of Firedrake's, with the methods of a run of a program.
 
-    pyadjoint annotates the step the first time it is run, on a tape of its own; from then on the tape is replayed, and
-    its adjoint, tangent and Hessian are the derivatives. No solver is created for a batch.
+    pyadjoint annotates the step the first time it is run with a size, on a tape of its own; from then on the tape is
+    replayed, and its adjoint, tangent and Hessian are the derivatives. No solver is created for a batch.
 
     Parameters
     ----------
@@ -107,8 +106,8 @@ class TapedRun:
     ):
         self._step, self._spaces, self._name = step, spaces, name
         self._stages, self._parameters = stages, derivative_parameters
-        self._functional: ReducedFunctional | None = None
-        self._h = Constant(1.0)
+        self._functionals: dict[float, ReducedFunctional] = {}  # by step size, which a tape holds fast
+        self._h = 1.0
         self._values, self._changes = self._functions(), self._functions()
         self._adjoint, self._adjoint_change = (Cofunction(spaces.state.dual()) for _ in range(2))
 
@@ -140,7 +139,7 @@ class TapedRun:
             inputs = [v.copy(deepcopy=True) for v in self._values]
             controls = [Control(f) for f in inputs]
             state = inputs[0]
-            self._step(state, inputs[1 : 1 + self._stages], inputs[1 + self._stages :], self._h)
+            self._step(state, inputs[1 : 1 + self._stages], inputs[1 + self._stages :], Constant(self._h))
             functional = ReducedFunctional(state, controls, tape=tape)
         for block in tape.get_blocks():
             if isinstance(block, NonlinearVariationalSolveBlock):
@@ -157,24 +156,27 @@ class TapedRun:
             return solve()
         except ConvergenceError as failure:
             raise StageSolveError(
-                f"{self._name}: {what} of a step of h = {float(self._h):g} did not converge. Take more layers or "
+                f"{self._name}: {what} of a step of h = {self._h:g} did not converge. Take more layers or "
                 f"smaller controls, or other solver_parameters. Firedrake says: {failure}"
             ) from failure
+
+    @property
+    def _functional(self) -> ReducedFunctional:
+        return self._functionals[self._h]
 
     # The methods of a run.
 
     def at(self, controls: LayerControls, h: float) -> TapedRun:
         """Set the step's controls, a row a stage, and its size."""
-        with stop_annotating():
-            self._h.assign(h)
+        self._h = float(h)
         self._write_controls(self._values[1:], controls)
         return self
 
     def evaluate(self, inputs: list[np.ndarray], following: list[np.ndarray] | None = None) -> list[np.ndarray]:
         """Return all parts of the state after the step; derivatives are those at these inputs."""
         self._write_state(self._values[0], inputs)
-        if self._functional is None:
-            self._functional = self._solved("a solve", self._taped)
+        if self._h not in self._functionals:
+            self._functionals[self._h] = self._solved("a solve", self._taped)
         return self._spaces.fields(self._solved("a solve", lambda: self._functional(self._values)))
 
     def tangent(self, inputs: list[np.ndarray], direction: LayerControls) -> list[np.ndarray]:

@@ -83,7 +83,7 @@ def test_a_form_of_built_in_dynamics_gives_their_numbers(make_case, residual, ta
     """Y(T), F'd, F'^* w and (F'' d)^* w + F'^* dw of Irksome's route and of the kernels' agree to 1e-10."""
     case = case_of(make_case, residual, tableau, kind, parts, images)
     mine = case.network
-    other = cn.Network(mine.operators, mine.controls, mine.steps, **builtin)
+    other = cn.Network(mine.operators, mine.control_space, mine.steps, **builtin)
     points, direction = [case.s, case.b, case.Y0], list(case.perturbation())
     rng = np.random.default_rng(5)
     weights = [Function(case.Y0.function_space()).riesz_representation("l2") for _ in range(2)]
@@ -188,7 +188,7 @@ def test_training_lowers_the_objective_on_one_mesh_and_over_two():
     network = problem.network.on(fine)
     assert network.sweep is not problem.network.sweep and network.dynamics is problem.network.dynamics
     finer = cn.TrainingProblem(problem.readout.on(network), problem.average.sample, **weights)
-    coarse, result = cn.train_multiscale([problem, finer], *start, iterations=[2, 1])
+    coarse, result = cn.train_multiscale([problem, finer], start, iterations=[2, 1])
     assert coarse.history.last.number == 2 and result.history.last.number == 1
     assert result.history.last.objective < result.history.iterations[0].objective
     assert result.history.iterations[0].objective < 0.9 * coarse.history.iterations[0].objective

@@ -28,7 +28,7 @@ def counts(dynamics, scheme, quadrilateral, refinements):
         x, y = SpatialCoordinate(mesh)
         waves = [sin((k + 1) * x / 6 + k) * cos(y / 4 + 0.2 * k) for k in range(4)]
         Y0 = Function(network.state_space(2)).interpolate(as_vector(waves))
-        cn.propagate(network, *network.control_space.random(np.random.default_rng(0), 0.3), Y0)
+        cn.propagate(network, network.control_space.random(np.random.default_rng(0), 0.3), Y0)
         for most, iterations in zip((newton, krylov), network.sweep.solver_iterations(), strict=True):
             most.append(max(iterations))
     return newton, krylov

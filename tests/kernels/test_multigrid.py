@@ -148,7 +148,7 @@ def test_an_optimiser_shortens_a_step_whose_solve_fails():
     """The first solve with another diffusivity is made to fail: the step is shortened and training goes on."""
     network = on_a_hierarchy(**with_solver("multigrid", 0.4, learned=True))
     problem = small_problem(network=network)
-    functional = ProjectedFunctional(problem, problem.controls(np.random.default_rng(0))[:2])
+    functional = ProjectedFunctional(problem, problem.controls(np.random.default_rng(0))[:3])
     solve, failed = network.sweep._solve, []
 
     def unwilling(h, r):
