@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import singledispatch
+from typing import Any, SupportsIndex
 
 from firedrake import Cofunction, Function
 
@@ -52,7 +53,7 @@ class Controls(tuple):
             return self[name]
         raise AttributeError(f"These controls are {', '.join(self.names)}; there is no {name!r} among them.")
 
-    def __getitem__(self, key: int | slice | str) -> Function | tuple[Function, ...]:
+    def __getitem__(self, key: SupportsIndex | slice | str) -> Any:
         """Return an entry by its name or number; of a slice, a plain tuple."""
         if not isinstance(key, str):
             return super().__getitem__(key)

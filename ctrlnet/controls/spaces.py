@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import ufl
@@ -80,7 +81,7 @@ class ControlSpace:
         self, T: float, cells: int, operators: int | Sequence, features: int, degree: int = 0, refinements: int = 0,
         parameters: Sequence[str] = (),
     ):
-        count = operators if isinstance(operators, Integral) else len(operators)
+        count: Any = operators if isinstance(operators, int | Integral) else len(operators)
         if not 0 < T < np.inf:
             raise ValueError(f"The final time T must be positive and finite, received {T!r}.")
         for what, value in (("cells", cells), ("features", features), ("refinements", refinements)):
@@ -252,8 +253,8 @@ class ControlSpace:
             If a weight is negative, or the scales are not J positive numbers.
         """
         s, *others = self.control_set.controls(m)
-        scales = np.ones(self.operators) if scales is None else self.checked_scales(scales)
-        weight = Constant(np.repeat(scales**2, self.features**2))
+        omega = np.ones(self.operators) if scales is None else self.checked_scales(scales)
+        weight = Constant(np.repeat(omega**2, self.features**2))
         form = self._bilinear(s, s, size, roughness, lambda u, v: inner(elem_mult(weight, u), v))
         for other in others:
             form += self._bilinear(other, other, size, roughness, inner)
@@ -281,8 +282,8 @@ class ControlSpace:
 
     def checked_scales(self, scales: Sequence[float]) -> np.ndarray:
         """Return the operators' scales as an array, if they are J positive numbers."""
-        scales = np.asarray(scales, dtype=float)
-        if scales.shape != (self.operators,) or not (scales > 0).all():
-            raise ValueError(f"scales must be {self.operators} positive numbers, one an operator; received {scales}.")
-        return scales
+        omega = np.asarray(scales, dtype=float)
+        if omega.shape != (self.operators,) or not (omega > 0).all():
+            raise ValueError(f"scales must be {self.operators} positive numbers, one an operator; received {omega}.")
+        return omega
 

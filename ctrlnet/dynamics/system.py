@@ -31,8 +31,11 @@ class RightHandSide(Protocol):
         The right-hand side as a UFL form, for Irksome's schemes.
     """
 
-    parts: int
-    parameters: tuple[str, ...]
+    @property
+    def parts(self) -> int: ...
+
+    @property
+    def parameters(self) -> tuple[str, ...]: ...
 
     @property
     def name(self) -> str: ...
@@ -61,12 +64,21 @@ class Dynamics:
         The symbol h for formulae of steps.
     """
 
-    parts: int = 1
-    parameters: tuple[str, ...] = ()
     stiff: bool = False
-    halves: tuple[Rate, Rate] | None = None
     step_size = StepSize()
     form: UserDynamics | None = None
+
+    @property
+    def parts(self) -> int:
+        return 1
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def halves(self) -> tuple[Rate, Rate] | None:
+        return None
 
     @property
     def formula(self) -> Dynamics:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import ufl
 from firedrake import TestFunction, TrialFunction
@@ -56,7 +57,7 @@ class Layer:
             If an operator is a product, which has no form.
         """
         o, c = ufl.indices(2)
-        total = 0
+        total: Any = 0
         for j, operator in enumerate(self.operators.operators):
             mixed = ufl.as_vector(self.s[j, o, c] * Y[c], o)
             total += self._for_all(_single_form(operator), mixed, v)

@@ -47,9 +47,9 @@ def digit_samples(
     if train is not None or test is not None:
         if rng is None:
             raise ValueError("A subset of the images is drawn at random: give a seeded generator, rng=.")
-        counts = (len(own) if n is None else n
-                  for n, own in ((train, data.train_labels), (test, data.test_labels)))
-        data = data.subset(*counts, rng)
+        n_train, n_test = (
+            len(own) if n is None else n for n, own in ((train, data.train_labels), (test, data.test_labels)))
+        data = data.subset(n_train, n_test, rng)
     return Sample(data.train_images, data.train_labels), Sample(data.test_images, data.test_labels)
 
 

@@ -164,8 +164,9 @@ def mnist_sample() -> ImageData:
     source, its licence and how it was drawn.
     """
     with resources.files("ctrlnet.fields").joinpath(SAMPLE_FILE).open("rb") as file, np.load(file) as sample:
-        parts = [sample[f"{part}_{kind}"] for part in ("train", "test") for kind in ("images", "labels")]
-    return ImageData(*parts, DIGITS)
+        train_images, train_labels, test_images, test_labels = (
+            sample[f"{part}_{kind}"] for part in ("train", "test") for kind in ("images", "labels"))
+    return ImageData(train_images, train_labels, test_images, test_labels, DIGITS)
 
 
 def mnist(root: str | Path, download: bool = False, comm: MPI.Comm | None = None) -> ImageData:
@@ -214,9 +215,9 @@ def mnist(root: str | Path, download: bool = False, comm: MPI.Comm | None = None
             f"MNIST is incomplete: received root = '{root}', which lacks {', '.join(missing)}. "
             f"Put these files there, gzipped (.gz) or not, or call mnist(root, download=True) to fetch them."
         )
-    parts = [read_idx(_find(root, name)) for name in CHECKSUMS]
+    train_images, train_labels, test_images, test_labels = (read_idx(_find(root, name)) for name in CHECKSUMS)
     try:
-        return ImageData(*parts, DIGITS)
+        return ImageData(train_images, train_labels, test_images, test_labels, DIGITS)
     except ValueError as error:
         raise ValueError(
             f"The IDX files under '{root}' are not MNIST: {error} Delete them and call "

@@ -50,10 +50,14 @@ class Execution(Protocol):
     inputs: list[np.ndarray]
     input_changes: list[Any]
     following: list[np.ndarray] | None
-    inner: Mapping[int, Any]
-    solvers: Mapping[int, Any]
     mesh: Any
     primitives: Any
+
+    @property
+    def inner(self) -> Mapping[int, Any]: ...
+
+    @property
+    def solvers(self) -> Mapping[int, Any]: ...
 
     def buffer(self, what: str, index: int, part: int = 0) -> np.ndarray:
         """Return a field that belongs to an operation."""

@@ -20,7 +20,8 @@ __all__ = ["Field", "Formula", "Language", "Pointwise", "State", "StepSize", "su
 class Pointwise(Protocol):
     """A function of a number, in UFL and as C text with its derivatives; see :class:`~ctrlnet.Activation`."""
 
-    keeps_value: bool
+    @property
+    def keeps_value(self) -> bool: ...
 
     @property
     def c_text(self) -> tuple[str, str, str]: ...
@@ -69,11 +70,11 @@ class State(tuple):
     def scaled(self, step: StepSize) -> State:
         return State(None if f is None else f.scaled(step) for f in self)
 
-    def __add__(self, other: State) -> State:
+    def __add__(self, other: tuple) -> State:
         return State(
             b if a is None else (a if b is None else a + b) for a, b in zip(self, other, strict=True))
 
-    def __mul__(self, number: float) -> State:
+    def __mul__(self, number: Any) -> State:
         return self.scaled(StepSize(number, 0))
 
     __rmul__ = __mul__

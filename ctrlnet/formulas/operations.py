@@ -23,9 +23,14 @@ __all__ = ["Activate", "Apply", "Combine", "Grow", "ImplicitDiffusion", "Input",
 class ImplicitDiffusion(Protocol):
     """What is asked of an implicit diffusion: its operand, its diffusivity, the learned parameter's number if any."""
 
-    x: int
-    factor: float
-    column: int | None
+    @property
+    def x(self) -> int: ...
+
+    @property
+    def factor(self) -> float: ...
+
+    @property
+    def column(self) -> int | None: ...
 
 
 class Operation:
@@ -62,6 +67,10 @@ class Operation:
     def summed(self) -> set[int] | None:
         """Return what it sums, if it is a sum."""
         return None
+
+    def held(self, run: Execution, fields: list) -> list[tuple[float, np.ndarray]]:
+        """Return factors and fields of the terms that are not zero, if it is a sum."""
+        raise NotImplementedError
 
     def diffuses(self) -> ImplicitDiffusion | None:
         """Return the operation itself if it is the implicit diffusion of a field."""

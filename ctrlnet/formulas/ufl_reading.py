@@ -12,6 +12,7 @@ exchanged, :math:`\sum_{j,o} s_j[o,c]\, a_j(v_c, z_o)`. The lumped mass is diago
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import ufl
@@ -166,7 +167,8 @@ class UflReading:
         ``order`` gives the factors in the order in which they are applied; products share what they have in common.
         """
         known: dict[tuple[int, ...], Expr] = {(): x}
-        v, form = self._by_feature(TestFunction(self.space)), 0
+        v = self._by_feature(TestFunction(self.space))
+        form: Any = 0
         for coefficients, operator in zip(S, self.operators.operators, strict=True):
             *first, last = order(operator) or (lambda u, v: u * v * lumped_dx(),)
             for image, test in zip(self._by_feature(self._product(tuple(first), known, act)), v, strict=True):

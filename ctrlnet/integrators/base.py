@@ -15,7 +15,7 @@ from ctrlnet.kernels.engine import Engine, FormulaEngine, NewtonOptions
 from ctrlnet.kernels.solves.diffusion import DiffusionOptions
 from ctrlnet.operators.assembled import Operators
 
-__all__ = ["FormulaScheme", "Integrator", "control_times"]
+__all__ = ["FormulaScheme", "Integrator", "control_times", "step_formula"]
 
 
 class Integrator(Protocol):
@@ -67,8 +67,13 @@ class FormulaScheme(ABC):
         See :class:`Integrator`.
     """
 
-    order: int
-    nodes: tuple[float, ...] = (0.0,)
+    @property
+    @abstractmethod
+    def order(self) -> int: ...
+
+    @property
+    def nodes(self) -> tuple[float, ...]:
+        return (0.0,)
 
     def control_times(self, T: float, steps: int) -> np.ndarray:
         """Return the times at which the steps take their controls; see :func:`control_times`."""
@@ -97,6 +102,16 @@ class FormulaScheme(ABC):
         formula = formula_of(self, dynamics)
         program = Program.of(self.step(formula), formula.parts, features, formula.parameters)
         return FormulaEngine(program, operators, precision, len(self.nodes), self.newton(), self.diffusion())
+
+
+def step_formula(scheme: Integrator, dynamics: RightHandSide) -> Formula:
+    """Return the step of a :class:`FormulaScheme`; raise a ValueError for another scheme, whose step is no formula."""
+    step = getattr(scheme, "step", None)
+    if step is None:
+        raise ValueError(
+            f"The step of {type(scheme).__name__} is no formula, and one is needed here. Take a scheme whose step "
+            "is, such as ForwardEuler, RungeKutta, StoermerVerlet or IMEX.")
+    return step(formula_of(scheme, dynamics))
 
 
 def formula_of(scheme: Integrator, dynamics: RightHandSide) -> Dynamics:

@@ -182,8 +182,8 @@ class _Equation:
         from ufl.algorithms.analysis import extract_type
 
         state = Function(spaces.state)
-        controls = ([Function(V) for _ in self._nodes] for V in (spaces.s, spaces.b))
-        F = self.residual(state, *controls, Constant(0.0))
+        s, b = ([Function(V) for _ in self._nodes] for V in (spaces.s, spaces.b))
+        F = self.residual(state, s, b, Constant(0.0))
         name = getattr(self._dynamics.residual, "__name__", "residual")
         if not isinstance(F, ufl.Form):
             raise ValueError(f"{name} must return a UFL form, an integral with its measure; received {F!r:.200}.")

@@ -56,7 +56,7 @@ class Tableau:
             A[i, :i] = row
         object.__setattr__(self, "matrix", A)
         b, c = np.array(self.b), A.sum(axis=1)
-        conditions = {
+        conditions: dict[int, list[tuple[float, float]]] = {
             1: [(b.sum(), 1)],
             2: [(b @ c, 1 / 2)],
             3: [(b @ c**2, 1 / 3), (b @ A @ c, 1 / 6)],
@@ -109,7 +109,7 @@ class RungeKutta(FormulaScheme):
         tableau, h = self.tableau, dynamics.step_size
 
         def step(language: Language, Y: State) -> State:
-            slopes = []
+            slopes: list[State] = []
             for i, row in enumerate(((), *tableau.a)):
                 stage = Y + h * sum_of(list(zip(row, slopes, strict=True)), dynamics.parts)
                 slopes.append(dynamics.rate(language, i, stage))

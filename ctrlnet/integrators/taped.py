@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from firedrake import (
@@ -108,6 +109,7 @@ class TapedRun:
         self._stages, self._parameters = stages, derivative_parameters
         self._functionals: dict[float, ReducedFunctional] = {}  # by step size, which a tape holds fast
         self._h = 1.0
+        self.solvers: dict[int, Any] = {}  # the tape's own count nothing
         self._values, self._changes = self._functions(), self._functions()
         self._adjoint, self._adjoint_change = (Cofunction(spaces.state.dual()) for _ in range(2))
 

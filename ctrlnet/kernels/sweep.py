@@ -14,7 +14,7 @@ caller pads them with zero columns, whose adjoint is zero.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -47,20 +47,36 @@ class Trajectory(Protocol):
         """Return all that state k consists of, as owned rows; a system of several parts has several."""
 
 
-class Sweep(Protocol):
+# A sweep takes the trajectories that it made, no others.
+Own = TypeVar("Own", bound=Trajectory)
+Taken = TypeVar("Taken", bound=Trajectory, contravariant=True)
+
+
+class Sweep(Protocol[Own]):
     """The four sweeps of one scheme and one right-hand side on one mesh.
 
     Every derivative is this rank's part of it; sums over ranks are the caller's.
     """
 
-    features: int
-    dtype: np.dtype
-    image_block: int
-    most_blocks: int
-    chunkwise: ChunkSweep | None
-    imagewise: ImageSweep | None
+    @property
+    def features(self) -> int: ...
 
-    def trajectory(self, layers: int, images: int, keep: bool = True) -> Trajectory:
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def image_block(self) -> int: ...
+
+    @property
+    def most_blocks(self) -> int: ...
+
+    @property
+    def chunkwise(self) -> ChunkSweep[Own] | None: ...
+
+    @property
+    def imagewise(self) -> ImageSweep[Own] | None: ...
+
+    def trajectory(self, layers: int, images: int, keep: bool = True) -> Own:
         """Return zeroed storage; without ``keep`` that of two states, for a forward sweep alone.
 
         Raises
@@ -75,14 +91,14 @@ class Sweep(Protocol):
     def field(self, images: int) -> np.ndarray:
         """Return a zero field of this rank's nodes, (owned nodes, C, images)."""
 
-    def forward(self, controls: LayerControls, h: np.ndarray, trajectory: Trajectory) -> np.ndarray:
+    def forward(self, controls: LayerControls, h: np.ndarray, trajectory: Own) -> np.ndarray:
         """Propagate ``trajectory.initial`` by steps h (layers,); return the owned rows of the final state, a view."""
 
-    def adjoint(self, controls: LayerControls, h: np.ndarray, trajectory: Trajectory, lam: np.ndarray) -> LayerControls:
+    def adjoint(self, controls: LayerControls, h: np.ndarray, trajectory: Own, lam: np.ndarray) -> LayerControls:
         r"""Run the transposed sweep from :math:`\lambda_N` (``lam``, overwritten by :math:`\lambda_0`)."""
 
     def adjoint_step(
-        self, controls: LayerControls, h: np.ndarray, pair: Trajectory, adjoints: list[np.ndarray | None]
+        self, controls: LayerControls, h: np.ndarray, pair: Own, adjoints: list[np.ndarray | None]
     ) -> LayerControls:
         """Run the adjoint of one step of several that follow, backwards; ``pair`` is the trajectory of the step alone.
 
@@ -91,15 +107,14 @@ class Sweep(Protocol):
         """
 
     def tangent(
-        self, controls: LayerControls, direction: LayerControls, h: np.ndarray, trajectory: Trajectory,
-        tangent: Trajectory,
+        self, controls: LayerControls, direction: LayerControls, h: np.ndarray, trajectory: Own, tangent: Own,
     ) -> np.ndarray:
         r"""Propagate a perturbation of (controls, Y_0) along a trajectory; return the owned rows of
         :math:`\dot Y_N`, a view. ``tangent.initial`` holds :math:`\dot Y_0`."""
 
     def second_order(
-        self, controls: LayerControls, direction: LayerControls, h: np.ndarray, trajectory: Trajectory,
-        tangent: Trajectory, lam: np.ndarray, dlam: np.ndarray,
+        self, controls: LayerControls, direction: LayerControls, h: np.ndarray, trajectory: Own, tangent: Own,
+        lam: np.ndarray, dlam: np.ndarray,
     ) -> LayerControls:
         r"""Differentiate the adjoint sweep along a tangent; return the change of its derivative.
 
@@ -108,11 +123,11 @@ class Sweep(Protocol):
         """
 
 
-class ChunkSweep(Protocol):
+class ChunkSweep(Protocol[Taken]):
     """The ability to run several chunks, to their features and back, in one call of the kernels."""
 
     def forward_chunks(
-        self, controls: LayerControls, h: np.ndarray, trajectories: Sequence[Trajectory], readout: RowProduct
+        self, controls: LayerControls, h: np.ndarray, trajectories: Sequence[Taken], readout: RowProduct
     ) -> np.ndarray:
         """Propagate the initial states of trajectories of equally many images and read their final states out.
 
@@ -128,7 +143,7 @@ class ChunkSweep(Protocol):
         """
 
     def adjoint_chunks(
-        self, controls: LayerControls, h: np.ndarray, trajectories: Sequence[Trajectory], readout: RowProduct,
+        self, controls: LayerControls, h: np.ndarray, trajectories: Sequence[Taken], readout: RowProduct,
         dfeatures: np.ndarray,
     ) -> LayerControls:
         """Run the transposed sweep of several trajectories from the adjoint of their features; return the sum.
@@ -142,10 +157,10 @@ class ChunkSweep(Protocol):
         """
 
 
-class ImageSweep(Protocol):
+class ImageSweep(Protocol[Taken]):
     """The ability to give every image's derivative by itself."""
 
     def adjoint_each(
-        self, controls: LayerControls, h: np.ndarray, trajectory: Trajectory, lam: np.ndarray
+        self, controls: LayerControls, h: np.ndarray, trajectory: Taken, lam: np.ndarray
     ) -> LayerControls:
         """Run the transposed sweep as :meth:`Sweep.adjoint` does; the result's arrays have a last axis of images."""

@@ -30,6 +30,7 @@ from pyadjoint import stop_annotating
 
 from ctrlnet.controls import ControlsLike
 from ctrlnet.formulas.ufl_reading import UflReading
+from ctrlnet.integrators.base import step_formula
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.network.network import Network
 
@@ -64,7 +65,8 @@ def layer_controls(network: Network, m: ControlsLike) -> tuple[list[Function], l
     with stop_annotating():
         layers = network.layers(m)
         arrays = layers.coefficients, np.concatenate([layers.biases, layers.parameters], axis=1)
-        return tuple([_constant(V, values) for values in a] for V, a in zip(spaces, arrays, strict=True))
+        s, b = ([_constant(V, values) for values in a] for V, a in zip(spaces, arrays, strict=True))
+        return s, b
 
 
 def _constant(space: WithGeometry, values: np.ndarray) -> Function:
@@ -119,8 +121,8 @@ def propagate_plain(
     Raises
     ------
     ValueError
-        If there is not one pair of controls for each stage of each step, or Y0 is on another mesh or has no multiple
-        of C components.
+        If there is not one pair of controls for each stage of each step, Y0 is on another mesh or has no multiple of C
+        components, or the scheme's step is no formula.
     """
     rows = len(network.sampling)
     if not len(s_layers) == len(b_layers) == rows:
@@ -135,7 +137,7 @@ def propagate_plain(
             f"{network.features} components on {network.operators.mesh}. Use network.state_space(images)."
         )
     dynamics, stages = network.dynamics, rows // network.steps
-    formula = network.integrator.step(dynamics)
+    formula = step_formula(network.integrator, dynamics)
     state = [Y0, *(Function(space) for _ in range(dynamics.parts - 1))]
     for k, h in enumerate(network.step_sizes):
         step = slice(k * stages, (k + 1) * stages)

@@ -10,7 +10,7 @@ from firedrake import Cofunction, Function
 from mpi4py import MPI
 from pyadjoint import Block, annotate_tape, get_working_tape, stop_annotating
 
-from ctrlnet.controls import Controls, ControlsLike
+from ctrlnet.controls import ControlsLike
 from ctrlnet.network.network import Network
 
 __all__ = ["PropagationBlock", "propagate"]
@@ -27,7 +27,7 @@ class PropagationBlock(Block):
     exact for the discrete scheme, to round-off.
     """
 
-    def __init__(self, network: Network, m: Controls, Y0: Function):
+    def __init__(self, network: Network, m: ControlsLike, Y0: Function):
         super().__init__()
         self.network = network
         self.state_space = Y0.function_space()

@@ -10,10 +10,11 @@ The sum's terms are images; where the same image is seen on several meshes, each
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from firedrake import Ensemble
+from firedrake.functionspaceimpl import WithGeometry
 from mpi4py import MPI
 
 from ctrlnet.controls import ControlSet
@@ -56,13 +57,13 @@ class Average(Protocol):
     def at(self, layers: LayerControls) -> Linearisation:
         """Return the mean at some controls in time; nothing is propagated before it is asked for."""
 
-    def over(self, chosen: np.ndarray, replacing: Average | None = None) -> Average:
+    def over(self, chosen: np.ndarray, replacing: Any = None) -> Average:
         """Return the mean over the images of the given numbers, counted together with this one.
 
-        ``replacing`` is an earlier subset that is done with: its storage is used again.
+        ``replacing`` is an earlier result of this method that is done with: its storage is used again.
         """
 
-    def among(self, terms: np.ndarray, replacing: Average | None = None) -> Average:
+    def among(self, terms: np.ndarray, replacing: Any = None) -> Average:
         """Return a mean over the terms of the given, increasing numbers, in their order; otherwise as :meth:`over`."""
 
     def scores(self, layers: LayerControls, W: np.ndarray, beta: np.ndarray) -> np.ndarray:
@@ -179,6 +180,8 @@ class FeatureReadout(Protocol):
         Number of features an image.
     control_set
         The classifier W and beta, as controls.
+    space
+        Scalar space of W. Readouts of several networks with the same space share a classifier.
     restriction, restriction_adjoint
         One rank's part of R and of its transpose, for kernels that run several chunks in one call.
     """
@@ -187,6 +190,9 @@ class FeatureReadout(Protocol):
     classes: int
     comm: MPI.Comm
     control_set: ControlSet
+
+    @property
+    def space(self) -> WithGeometry: ...
 
     @property
     def features(self) -> int: ...

@@ -14,18 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from firedrake import Ensemble
 from mpi4py import MPI
 
 from ctrlnet.fields.sample import Sample
 from ctrlnet.kernels.layer_controls import LayerControls
-from ctrlnet.network.network import Network
 from ctrlnet.objective.average import Average
-from ctrlnet.objective.losses import Loss
-from ctrlnet.objective.readout import Readout
 from ctrlnet.objective.sample_average import SampleAverage
 from ctrlnet.objective.weighted import WeightedLinearisation
-from ctrlnet.objective.work import Work
 
 __all__ = ["DrawnAverage", "MultilevelAverage"]
 
@@ -45,31 +40,14 @@ class _Levels(Average):
 
     def __init__(self, averages: Sequence[SampleAverage], weights: np.ndarray, sample: Sample):
         self.averages, self.weights, self.sample = list(averages), weights, sample
+        first = self.averages[0]
+        self.network, self.readout, self.ensemble = first.network, first.readout, first.ensemble
+        self.loss, self.work = first.loss, first.work
         self._edges = np.cumsum([0, *(len(average.sample) for average in self.averages)])
-
-    @property
-    def readout(self) -> Readout:
-        return self.averages[0].readout
-
-    @property
-    def network(self) -> Network:
-        return self.averages[0].network
-
-    @property
-    def loss(self) -> Loss:
-        return self.averages[0].loss
-
-    @property
-    def work(self) -> Work:
-        return self.averages[0].work
 
     @property
     def comm(self) -> MPI.Comm:
         return self.averages[0].comm
-
-    @property
-    def ensemble(self) -> Ensemble | None:
-        return self.averages[0].ensemble
 
     @property
     def relative_weights(self) -> np.ndarray:
@@ -133,10 +111,10 @@ class MultilevelAverage(_Levels):
         rng: np.random.Generator | None = None,
     ):
         _check_levels(averages)
-        weights = np.ones(len(averages)) if weights is None else np.asarray(weights, dtype=float)
-        if weights.shape != (len(averages),) or not (np.isfinite(weights).all() and (weights > 0).all()):
-            raise ValueError(f"{len(averages)} levels need as many positive weights, received {weights}.")
-        super().__init__(averages, weights / weights.sum(), averages[0].sample)
+        p = np.ones(len(averages)) if weights is None else np.asarray(weights, dtype=float)
+        if p.shape != (len(averages),) or not (np.isfinite(p).all() and (p > 0).all()):
+            raise ValueError(f"{len(averages)} levels need as many positive weights, received {p}.")
+        super().__init__(averages, p / p.sum(), averages[0].sample)
         self._rng = rng
         self._batches: dict[int, SampleAverage] = {}
 

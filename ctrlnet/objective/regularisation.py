@@ -31,7 +31,7 @@ class Penalty:
 
     @property
     def dense(self) -> np.ndarray:
-        return self.matrix.toarray() if sp.issparse(self.matrix) else self.matrix
+        return self.matrix if isinstance(self.matrix, np.ndarray) else self.matrix.toarray()
 
     def product(self, values: np.ndarray) -> np.ndarray:
         """Return A u for degrees of freedom u (rows, components)."""

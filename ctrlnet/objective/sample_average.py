@@ -12,6 +12,7 @@ from firedrake import Ensemble
 from mpi4py import MPI
 
 from ctrlnet.fields.nodal import PixelMap, projection_to
+from ctrlnet.fields.pixels import PixelProjection
 from ctrlnet.fields.sample import Sample
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.objective.average import Average, FeatureReadout
@@ -69,7 +70,7 @@ class SampleAverage(Average):
     def __init__(
         self, readout: FeatureReadout, sample: Sample, loss: Loss | None = None, memory_limit: int = 2**30,
         work: Work | None = None, ensemble: Ensemble | None = None,
-        projection: PixelMap | None = None, storage: Storage | None = None,
+        projection: PixelProjection | PixelMap | None = None, storage: Storage | None = None,
     ):
         readout.check(sample)
         if memory_limit < 0:
@@ -80,6 +81,7 @@ class SampleAverage(Average):
         self.loss = SoftmaxCrossEntropy() if loss is None else loss
         self.work = Work() if work is None else work
         self.memory_limit = memory_limit
+        self.ensemble = ensemble
         self._split = split = ImageSplit(len(sample), network.comm, ensemble)
         self._projection = projection_to(network.space, sample.pixels, projection)
         self.chunk_images = chunk_size(network.sweep, split)
@@ -105,10 +107,6 @@ class SampleAverage(Average):
     @property
     def comm(self) -> MPI.Comm:
         return self._split.comm
-
-    @property
-    def ensemble(self) -> Ensemble | None:
-        return self._split.ensemble
 
     @property
     def relative_weights(self) -> np.ndarray:

@@ -15,6 +15,7 @@ from mpi4py import MPI
 
 from ctrlnet.errors import PropagationError
 from ctrlnet.fields.nodal import PixelMap
+from ctrlnet.fields.pixels import PixelProjection
 from ctrlnet.fields.sample import Sample
 from ctrlnet.kernels.checkpointing import checkpointed_adjoint
 from ctrlnet.kernels.code.row_product import RowProduct
@@ -122,8 +123,8 @@ class Trajectories:
     """
 
     def __init__(
-        self, network: Network, chunks: Sequence[Chunk], split: ImageSplit, sample: Sample, projection: PixelMap,
-        plan: MemoryPlan, work: Work, storage: Storage,
+        self, network: Network, chunks: Sequence[Chunk], split: ImageSplit, sample: Sample,
+        projection: PixelProjection | PixelMap, plan: MemoryPlan, work: Work, storage: Storage,
     ):
         self.network, self.chunks, self.plan, self.storage = network, list(chunks), plan, storage
         self._split, self._sample, self._projection, self._work = split, sample, projection, work

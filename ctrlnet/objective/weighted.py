@@ -31,7 +31,7 @@ class WeightedLinearisation(Linearisation):
     """
 
     def __init__(
-        self, layers: LayerControls, weights: Sequence[float], parts: Sequence[Linearisation], firsts: Sequence[int]
+        self, layers: LayerControls, weights: Iterable[float], parts: Sequence[Linearisation], firsts: Iterable[int]
     ):
         self.layers = layers
         self._weights, self._parts, self._firsts = list(weights), list(parts), list(firsts)

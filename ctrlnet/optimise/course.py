@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -88,7 +89,8 @@ class Course:
         self._callback, self._accuracies = callback, accuracies
         self._began, self._paused = time.perf_counter(), 0.0
         self._interrupted = False
-        self._depth, self._handler = 0, None
+        self._depth = 0
+        self._handler: Any = None  # what the signal did before
         self.first = 0
 
     def begin(self) -> None:

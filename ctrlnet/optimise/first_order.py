@@ -14,7 +14,7 @@ from ctrlnet.objective.average import Average
 from ctrlnet.optimise.course import Accuracies, Course, Limits
 from ctrlnet.optimise.history import History, Iteration
 from ctrlnet.optimise.joint import JointFunctional
-from ctrlnet.optimise.update_rules import Adam, UpdateRule
+from ctrlnet.optimise.update_rules import Adam, Step, UpdateRule
 
 __all__ = ["FirstOrder", "constant_rate", "cosine_rate", "warm_cosine_rate"]
 
@@ -121,14 +121,14 @@ class FirstOrder:
                     if course.history.reason is not None:
                         break
                 try:
-                    x = self._one_pass(x, step, lambda p, rate=rate: rate * self.schedule(p / total), passes)
+                    x = self._one_pass(x, step, rate, passes, total)
                 except EvaluationError:
                     rate /= 2
                     step = self.rule.start(x.size)
                 passes += 1
         return self.coordinates.functions(course.best)
 
-    def _one_pass(self, x: np.ndarray, step, rate: Callable[[float], float], passes: int) -> np.ndarray:
+    def _one_pass(self, x: np.ndarray, step: Step, rate: float, passes: int, total: int) -> np.ndarray:
         """Return the controls after a pass over the sample in batches; an incomplete last batch is left out."""
         functional, x = self.functional, x.copy()
         average = functional.problem.average
@@ -140,7 +140,7 @@ class FirstOrder:
             batch = functional.over(self._average)
             batch(self.coordinates.functions(x))
             g = self.coordinates.dual_array(Enlist(batch.derivative()))
-            x += step(g, rate(passes + k / count))
+            x += step(g, rate * self.schedule((passes + k / count) / total))
         return x
 
     def _record(self, x: np.ndarray, rate: float, passes: int) -> None:

@@ -11,6 +11,7 @@ and Jun, "Learning across scales", 2018.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ctrlnet.controls import Controls, ControlsLike
 from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.optimise.course import Limits
 from ctrlnet.optimise.history import Iteration
-from ctrlnet.optimise.stochastic import SampleSchedule, StochasticOptimiser
+from ctrlnet.optimise.stochastic import SampleSchedule
 from ctrlnet.optimise.tao import TaoOptimiser
 from ctrlnet.optimise.training import LevelResult, train
 
@@ -63,7 +64,7 @@ def train_multiscale(
     for coarse, fine in zip(problems, problems[1:], strict=False):
         _check_depth(coarse, fine)
     results: list[LevelResult] = []
-    run: TaoOptimiser | StochasticOptimiser | None = None
+    run: Any = None  # of the level before: a TaoOptimiser, since only the finest level draws samples
     for number, problem in enumerate(problems):
         make: Callable = TaoOptimiser
         if results:
@@ -92,8 +93,8 @@ def _check_depth(coarse: TrainingProblem, fine: TrainingProblem) -> None:
 
 def _same_coordinates(coarse: TrainingProblem, fine: TrainingProblem) -> bool:
     """Whether a vector of an optimiser's stands for the same controls, in the same metric, on both levels."""
-    scales = (p.regularisation.operator_scales for p in (coarse, fine))
-    return coarse.network.control_space.s_space == fine.network.control_space.s_space and np.array_equal(*scales)
+    old, new = (p.regularisation.operator_scales for p in (coarse, fine))
+    return coarse.network.control_space.s_space == fine.network.control_space.s_space and np.array_equal(old, new)
 
 
 def _deepened(last: LevelResult, problem: TrainingProblem) -> Controls:

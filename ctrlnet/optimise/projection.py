@@ -70,7 +70,8 @@ class ProjectedFunctional(OfProblem):
         self._control_set, whole = problem.network.control_set, problem.with_classifier(m)
         super().__init__(problem, whole.restricted(self._control_set.names), riesz_map)
         self._tolerance = inner_tolerance_of(problem) if inner_tolerance is None else inner_tolerance
-        self._start = tuple(a.copy() for a in problem.readout.arrays(whole))
+        W, beta = problem.readout.arrays(whole)
+        self._start = W.copy(), beta.copy()
         self.solution: ClassifierSolution | None = None
         self._clock = [0.0]
         self._inner: ClassifierProblem | None = None

@@ -272,7 +272,8 @@ class _Evaluation:
     def __init__(self, functional: Functional, coordinates: Coordinates):
         self._functional, self._coordinates = functional, coordinates
         self._x: np.ndarray | None = None
-        self._value, self._gradient, self._failed = 0.0, None, False
+        self._value, self._failed = 0.0, False
+        self._gradient: np.ndarray | None = None
         # Not infinite: TAO's line searches give up on an infinite trial value instead of shortening the step.
         self._penalty = 1e6
         self.least: tuple[float, np.ndarray | None] = (np.inf, None)

@@ -96,6 +96,9 @@ def prolong_stencils(
 class StencilMap(CoefficientMap):
     """A map of coefficients that knows the spacings on either side."""
 
+    h_from: tuple[float, ...]
+    h_to: tuple[float, ...]
+
     def __init__(self, h_from: Sequence[float], h_to: Sequence[float], matrix: np.ndarray):
         dim = len(h_from)
         basis = stencil_basis(h_to).reshape(3**dim, -1)

@@ -11,6 +11,7 @@ from support.networks import small_network, small_problem
 
 import ctrlnet as cn
 from ctrlnet.integrators.base import control_times
+from ctrlnet.network.plain import layer_controls, propagate_plain
 from ctrlnet.objective.point import Point
 
 
@@ -124,6 +125,12 @@ class Dense:
 
 def test_its_derivatives_are_right(make_case, annotation, assert_taylor):
     check_derivatives(make_case("quadrilateral", integrator=Dense()), annotation, assert_taylor)
+
+
+def test_the_plain_route_says_that_its_step_is_no_formula(make_case):
+    case = make_case("triangle", layers=1, integrator=Dense())
+    with pytest.raises(ValueError, match="step of Dense is no formula"):
+        propagate_plain(case.network, *layer_controls(case.network, case.m), case.Y0)
 
 
 @pytest.mark.parametrize("limit", [2**30, 0])

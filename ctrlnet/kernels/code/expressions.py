@@ -67,8 +67,9 @@ def _print_c(node: Expr, argument: Expr) -> str:
         condition, *branches = node.ufl_operands
         yes, no = (_print_c(o, argument) for o in branches)
         return f"SELECT({_print_c(condition, argument)}, {yes}, {no})"
-    if isinstance(node, Condition) and getattr(node, "_name", None) in {"<", ">", "<=", ">=", "==", "!="}:
-        return f"({terms[0]} {node._name} {terms[1]})"
+    relation = getattr(node, "_name", None)
+    if isinstance(node, Condition) and relation in {"<", ">", "<=", ">=", "==", "!="}:
+        return f"({terms[0]} {relation} {terms[1]})"
     raise ValueError(
         f"The activation uses {type(node).__name__}, which has no SIMD counterpart. Write it with "
         f"+, -, *, /, **, abs, conditional, max_value, min_value and {', '.join(sorted(_FUNCTIONS))}."
@@ -106,4 +107,5 @@ def c_derivatives(expression: Expr, argument: Expr) -> tuple[str, str, str]:
         lowered = apply_derivatives(apply_algebra_lowering(ufl.as_ufl(expression)))
         texts.append(_print_c(lowered, argument))
         expression = ufl.diff(lowered, argument)
-    return tuple(texts)
+    value, slope, curvature = texts
+    return value, slope, curvature

@@ -15,7 +15,7 @@ from ctrlnet.operators.halo import Halo
 
 __all__ = ["FieldMap", "FieldMapShell", "FieldsOf", "Shell", "shell_matrix"]
 
-FieldsOf = Callable[[np.ndarray], Sequence[np.ndarray]]
+FieldsOf = Callable[[np.ndarray], Sequence[np.ndarray] | np.ndarray]
 
 
 class FieldMap:

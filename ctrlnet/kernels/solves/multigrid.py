@@ -142,8 +142,8 @@ class MultigridSolve:
             return (values.reshape(-1, width),)
 
         def matrix(context: Shell, rows: Level, columns: Level) -> PETSc.Mat:
-            sizes = [level.mass.getLocalSize() * width for level in (rows, columns)]
-            return shell_matrix(context, *sizes, self.comm)
+            m, n = (level.mass.getLocalSize() * width for level in (rows, columns))
+            return shell_matrix(context, m, n, self.comm)
 
         shells = [_Diffusion(level, self._c, fields) for level in self.levels]
         matrices = [matrix(shell, level, level) for shell, level in zip(shells, self.levels, strict=True)]

@@ -85,7 +85,7 @@ class DirectSolve:
         self._arguments = [self._argument(node, pivots, *pair) for pair in ((lower, upper), transposed)]
         text = simd_text(precision) + template("solves", "substitution.c.in")
         self._library = compile_text(text, "the substitution kernel", comm)
-        self._work: dict[tuple, np.ndarray] = {}
+        self._work: dict[str, np.ndarray] = {}
 
     def _argument(self, node, pivots, lower, upper) -> _FactorsArgument:
         arrays = [node]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from ctrlnet.kernels.code.arrays import aligned_zeros
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.kernels.sweep import MOST_BLOCKS
-from ctrlnet.kernels.traced.run import Run
 from ctrlnet.operators.stencil_table import StencilTable
 
-__all__ = ["StateFields", "StepSweep", "StepTrajectory"]
+__all__ = ["StateFields", "StepRun", "StepSweep", "StepTrajectory"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,36 @@ class StateFields:
         return aligned_zeros((rows, self.features, images), self.dtype)
 
 
+class StepRun(Protocol):
+    r"""One step :math:`Y_{k+1} = \Phi(Y_k; u, h)` of a chunk. A state is the list of its parts, None where one is zero.
+
+    Attributes
+    ----------
+    solvers
+        Of the step's implicit stages, by number, with the iterations they took; empty if it has none.
+    """
+
+    @property
+    def solvers(self) -> Mapping[int, Any]: ...
+
+    def at(self, controls: LayerControls, h: float) -> Self:
+        """Set the step's controls, a row a stage, and its size."""
+
+    def evaluate(self, inputs: list[np.ndarray], following: list[np.ndarray] | None = None) -> list[np.ndarray]:
+        """Return the state after the step; ``following`` is that state, if known, for a first guess of stages."""
+
+    def tangent(self, inputs: list, direction: LayerControls) -> list:
+        """Return the change of the state after the step, at the last inputs, along a change of inputs and controls."""
+
+    def adjoint(self, outputs: list, total: LayerControls) -> list:
+        """Return the adjoints of the inputs and add those of the controls to a total."""
+
+    def second_order(
+        self, outputs: list, output_changes: list, direction: LayerControls, total: LayerControls
+    ) -> tuple[list, list]:
+        """Return the adjoints of the inputs and their changes along the last tangent; add those of the controls."""
+
+
 class StepSweep:
     r"""A step :math:`Y_{k+1} = \Phi(Y_k; u, h)` of any kind: a :class:`~ctrlnet.kernels.sweep.Sweep`.
 
@@ -98,21 +128,20 @@ class StepSweep:
     stages
         Rows of the controls that a step takes.
     make_run
-        Number of images -> the step for a chunk of so many, with the methods of
-        :class:`~ctrlnet.formulas.operations.Run`.
+        Number of images -> the step for a chunk of so many.
     """
 
     chunkwise = None
     imagewise = None
 
-    def __init__(self, fields: StateFields, stages: int, make_run: Callable[[int], Run]):
+    def __init__(self, fields: StateFields, stages: int, make_run: Callable[[int], StepRun]):
         self.fields, self.stages = fields, stages
         self.table, self.features, self.dtype = fields.table, fields.features, fields.dtype
         self.image_block, self.most_blocks = fields.image_block, fields.most_blocks
         self._make_run = make_run
-        self._runs: dict[int, Run] = {}
+        self._runs: dict[int, StepRun] = {}
 
-    def _run(self, images: int) -> Run:
+    def _run(self, images: int) -> StepRun:
         if images not in self._runs:
             self._runs[images] = self._make_run(images)
         return self._runs[images]
@@ -155,13 +184,13 @@ class StepSweep:
                 part[0] = 0
         return self._states(trajectory, len(h))[0][:owned]
 
-    def _again(self, controls: LayerControls, h: float, states: list, following: list, images: int) -> Run:
-        """Run a step again, to have its values."""
+    def _again(self, controls: LayerControls, h: float, states: list, following: list, images: int) -> StepRun:
+        """StepRun a step again, to have its values."""
         run = self._run(images).at(controls, h)
         run.evaluate(states, following)
         return run
 
-    def _layer(self, controls: LayerControls, h: np.ndarray, trajectory: StepTrajectory, k: int) -> Run:
+    def _layer(self, controls: LayerControls, h: np.ndarray, trajectory: StepTrajectory, k: int) -> StepRun:
         """Return the run of step k, with the values of the forward sweep."""
         return self._again(
             controls.at_step(k, self.stages), h[k], self._states(trajectory, k), self._states(trajectory, k + 1),
@@ -181,7 +210,7 @@ class StepSweep:
     def adjoint(
         self, controls: LayerControls, h: np.ndarray, trajectory: StepTrajectory, lam: np.ndarray
     ) -> LayerControls:
-        """Run the transposed sweep; see :meth:`Sweep.adjoint`."""
+        """StepRun the transposed sweep; see :meth:`Sweep.adjoint`."""
         out = controls.zeros()
         adjoints = self._lifted(lam, [None] * (self.fields.parts - 1))
         for k in reversed(range(len(h))):
@@ -192,7 +221,7 @@ class StepSweep:
     def adjoint_step(
         self, controls: LayerControls, h: np.ndarray, pair: StepTrajectory, adjoints: list[np.ndarray | None]
     ) -> LayerControls:
-        """Run the adjoint of one step; see :meth:`Sweep.adjoint_step`."""
+        """StepRun the adjoint of one step; see :meth:`Sweep.adjoint_step`."""
         out, (lam, *hidden) = controls.zeros(), adjoints
         run = self._layer(controls, h, pair, 0)
         adjoints[1:] = self._lowered(run.adjoint(self._lifted(lam, hidden), out), lam)[1:]

@@ -46,7 +46,7 @@ def update_classifier(
     inner = ClassifierProblem(
         features, regularisation.weights_matrix, regularisation.ridge, problem.average.loss, problem.network.comm,
         precision=problem.network.sweep.dtype)
+    W, beta = readout.arrays(m)
     solution = inner.solve(
-        *(a.copy() for a in readout.arrays(m)),
-        tolerance=inner_tolerance_of(problem) if tolerance is None else tolerance)
+        W.copy(), beta.copy(), tolerance=inner_tolerance_of(problem) if tolerance is None else tolerance)
     return m.replace(**readout.classifier(solution.W, solution.beta).by_name()), solution
