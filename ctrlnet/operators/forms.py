@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import ufl
 from firedrake import SpatialCoordinate, dot, dx, grad, inner
-from ufl.domain import extract_unique_domain
+from ufl.domain import extract_domains, extract_unique_domain
 
 __all__ = [
     "Field", "Form", "Operator", "derivative", "directional_derivative", "identity", "laplacian", "lumped_dx",
@@ -108,16 +108,22 @@ def directional_derivative(name: str, field: Field | ufl.core.expr.Expr) -> Oper
     Raises
     ------
     ValueError
-        When the operator is assembled: if w has another shape than x.
+        When the operator is assembled: if w has another shape than x, or is on another mesh.
     """
 
     def form(u, v):
-        x = SpatialCoordinate(extract_unique_domain(u))
-        w = field(x) if callable(field) and not isinstance(field, ufl.core.expr.Expr) else field
-        shape = ufl.as_ufl(w).ufl_shape
+        mesh = extract_unique_domain(u)
+        x = SpatialCoordinate(mesh)
+        w = ufl.as_ufl(field(x) if callable(field) and not isinstance(field, ufl.core.expr.Expr) else field)
+        shape, elsewhere = w.ufl_shape, [domain for domain in extract_domains(w) if domain != mesh]
+        if elsewhere:
+            raise ValueError(
+                f"The vector field of {name!r} is a function on {elsewhere[0]}, but the images live on {mesh}. Give a "
+                "function of the coordinate, such as lambda x: as_vector((-x[1], x[0], 0))."
+            )
         if shape != x.ufl_shape:
             raise ValueError(
-                f"The vector field of {name!r} must have {x.ufl_shape[0]} components on {x.ufl_domain()}, received the "
+                f"The vector field of {name!r} must have {x.ufl_shape[0]} components on {mesh}, received the "
                 f"shape {shape}. Give a UFL vector of the ambient space, such as as_vector((-x[1], x[0], 0))."
             )
         return dot(w, grad(u)) * v * lumped_dx()

@@ -12,6 +12,7 @@ from functools import reduce
 
 import numpy as np
 from firedrake import TrialFunction, assemble, interpolate
+from firedrake.exceptions import DofNotDefinedError
 from firedrake.functionspaceimpl import WithGeometry
 from firedrake.mesh import MeshGeometry
 from firedrake.mg.interface import assemble_prolongation_aij
@@ -22,9 +23,16 @@ from pyadjoint import stop_annotating
 
 from ctrlnet.operators.assembled import Operators
 
-__all__ = ["interpolation_matrix", "levels_of_a_surface", "matrix_from_entries", "operators_by_level"]
+__all__ = [
+    "NestingError", "interpolation_matrix", "levels_of_a_surface", "matrix_from_entries", "not_covered",
+    "operators_by_level",
+]
 
 _QUARTERS = 4
+
+
+class NestingError(ValueError):
+    """A coarse space is not contained in a fine one, where a transfer needs that."""
 
 
 def operators_by_level(operators: Operators) -> list[Operators]:
@@ -38,15 +46,32 @@ def interpolation_matrix(source: WithGeometry, target: WithGeometry) -> PETSc.Ma
     """Return the matrix of interpolation between two spaces, (target nodes, source nodes), a copy of the caller's.
 
     On two levels of a surface it is the hierarchy's own: prolongation, or from fine to coarse injection.
+
+    Raises
+    ------
+    NestingError
+        If a node of the target is far outside of the source mesh.
     """
     with stop_annotating():
         levels = levels_of_a_surface(source, target)
         if not levels:
-            return assemble(interpolate(TrialFunction(source), target)).petscmat.copy()
+            try:
+                return assemble(interpolate(TrialFunction(source), target)).petscmat.copy()
+            except DofNotDefinedError as error:
+                raise not_covered(source, target) from error
         pairs = list(zip(levels, levels[1:], strict=False))
         if levels[0].mesh() is source.mesh():
             return reduce(lambda P, Q: Q.matMult(P), (_prolongation(*pair) for pair in pairs))
         return reduce(lambda R, Q: R.matMult(Q), (_injection(*pair) for pair in pairs))
+
+
+def not_covered(source: WithGeometry, target: WithGeometry) -> NestingError:
+    """Return the error of two meshes that do not cover one domain."""
+    return NestingError(
+        f"{source.mesh()} does not cover the nodes of {target.mesh()}. Give two meshes of one domain; of a curved "
+        "surface two levels of one hierarchy, such as sphere_hierarchy's. (Levels of a curved shell do not cover each "
+        "other: take a mesh without a hierarchy.)"
+    )
 
 
 def levels_of_a_surface(V: WithGeometry, W: WithGeometry) -> list[WithGeometry]:

@@ -25,13 +25,13 @@ from firedrake import (
     assemble,
     dx,
 )
-from firedrake.exceptions import DofNotDefinedError
 from firedrake.functionspaceimpl import WithGeometry
 from petsc4py import PETSc
 from pyadjoint import stop_annotating
 
 from ctrlnet.operators import hierarchy
 from ctrlnet.operators.forms import lumped_dx
+from ctrlnet.operators.hierarchy import NestingError
 
 __all__ = ["Averaging", "FullWeighting", "Injection", "Linear", "NestingError", "PiecewiseConstant", "Prolongation",
            "Restriction", "Transfer", "check_levels", "check_nested", "checked_pair",
@@ -39,15 +39,10 @@ __all__ = ["Averaging", "FullWeighting", "Injection", "Linear", "NestingError", 
 
 _NO_RESTRICTION = "A restriction is needed, received {!r}. Choose Injection(), Averaging() or FullWeighting()."
 _NO_PROLONGATION = "A prolongation is needed, received {!r}. Choose PiecewiseConstant() or Linear()."
-_ONE_DOMAIN = "Give two meshes of one domain; of a curved one two levels of one hierarchy, such as sphere_hierarchy's."
 # Of relative differences that are round-off.
 _ROUND_OFF = 1e-9
 # A basis function this far below zero belongs to a cell that the point is not in; coordinates from files are rounded.
 _OUTSIDE = 1e-6
-
-
-class NestingError(ValueError):
-    """A coarse space is not contained in a fine one, where a transfer needs that."""
 
 
 class Transfer(ABC):
@@ -237,15 +232,11 @@ def interpolation_matrix(source: WithGeometry, target: WithGeometry) -> PETSc.Ma
         If the source mesh does not cover the target's nodes.
     """
     _check_dimensions(source, target)
-    wrong = f"{source.mesh()} does not cover the nodes of {target.mesh()}. {_ONE_DOMAIN}"
-    try:
-        matrix = hierarchy.interpolation_matrix(source, target)
-    except DofNotDefinedError as error:
-        raise NestingError(wrong) from error
+    matrix = hierarchy.interpolation_matrix(source, target)
     # Firedrake takes a point a little outside for one of the closest cell, and extrapolates.
     least = float(matrix.getValuesCSR()[2].min(initial=0.0))
     if target.mesh().comm.allreduce(least, op=min) < -_OUTSIDE:
-        raise NestingError(wrong)
+        raise hierarchy.not_covered(source, target)
     return matrix
 
 
