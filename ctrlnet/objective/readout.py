@@ -19,7 +19,6 @@ from firedrake import (
     dx,
     grad,
     inner,
-    interpolate,
 )
 from firedrake.functionspaceimpl import WithGeometry
 from mpi4py import MPI
@@ -30,6 +29,7 @@ from ctrlnet.fields.sample import Sample
 from ctrlnet.kernels.code.row_product import RowProduct
 from ctrlnet.network.network import Network
 from ctrlnet.operators.forms import lumped_dx
+from ctrlnet.operators.intergrid import interpolation_matrix
 
 __all__ = ["Readout"]
 
@@ -49,8 +49,9 @@ class Readout:
     classes
         K, at least 2.
     space
-        Scalar readout space. Default: the network's own. Otherwise one that Firedrake interpolates from,
-        for example on a coarser mesh of the same domain.
+        Scalar readout space. Default: the network's own. Otherwise one that covers the network's mesh, for example on
+        a coarser mesh of the same domain; on a curved surface, on a coarser level of the mesh's own hierarchy, such as
+        :func:`~ctrlnet.operators.sphere_hierarchy` makes.
 
     Attributes
     ----------
@@ -62,6 +63,12 @@ class Readout:
         The controls ``W`` and ``beta``.
     nodes
         Number of readout nodes, of all ranks.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2 classes, the readout space is not scalar or is that of constants, or its mesh does
+        not cover the network's.
     """
 
     def __init__(self, network: Network, classes: int, space: WithGeometry | None = None):
@@ -69,7 +76,7 @@ class Readout:
             raise ValueError(f"A classifier needs at least 2 classes, received {classes!r}.")
         self.network = network
         self.classes = classes
-        self.space = network.space if space is None else space
+        self.space = network.space if space is None else _checked(space)
         self.comm = network.comm
         C = network.features
         self.weights_space = VectorFunctionSpace(self.space.mesh(), self.space.ufl_element(), dim=C * classes)
@@ -77,6 +84,7 @@ class Readout:
         part = DistributedPart("W", self.weights_space)
         self.control_set = ControlSet([part, ReplicatedPart("beta", self.bias_space)])
         self.nodes, self._first = part.rows, part.first
+        self._restriction = self._assembled()
 
     def on(self, network: Network, space: WithGeometry | None = None) -> Readout:
         """Return the readout of another network, in ``space`` (default: this readout's space)."""
@@ -117,16 +125,13 @@ class Readout:
 
     # Features of a chunk and their transpose.
 
-    @cached_property
-    def _restriction(self) -> sp.csr_matrix:
-        """P^T M_L, (readout nodes of all ranks) x (owned nodes)."""
+    def _assembled(self) -> sp.csr_matrix:
+        """Return P^T M_L, (readout nodes of all ranks) x (owned nodes)."""
         mass = self.network.operators.mass
         if self.space is self.network.space:
             rows = self._first + np.arange(mass.size)
             return sp.csr_matrix((mass, (rows, np.arange(mass.size))), shape=(self.nodes, mass.size))
-        with stop_annotating():
-            matrix = assemble(interpolate(TrialFunction(self.space), self.network.space)).petscmat
-        start, columns, values = matrix.getValuesCSR()
+        start, columns, values = interpolation_matrix(self.space, self.network.space).getValuesCSR()
         P = sp.csr_matrix((values, columns, start), shape=(mass.size, self.nodes))
         return (sp.diags(mass) @ P).T.tocsr()
 
@@ -180,7 +185,13 @@ class Readout:
         return sp.csc_matrix((values, (rows, columns)), shape=(self.nodes,) * 2)
 
     def prolong(self, m: ControlsLike, target: Readout) -> Controls:
-        """Return the classifier in another readout space: the same field, prolonged or interpolated."""
+        """Return the classifier in another readout space: the same field, prolonged or interpolated.
+
+        Raises
+        ------
+        NestingError
+            If this readout's mesh does not cover the target's.
+        """
         W, beta = self.control_set.controls(m)
         with stop_annotating():
             fine = target.zero()
@@ -188,8 +199,23 @@ class Readout:
             if target.space is self.space:
                 fine.W.assign(W)
             else:
-                fine.W.interpolate(W)
+                P = interpolation_matrix(self.space, target.space)
+                x, y = P.createVecs()
+                for values, out in zip(W.dat.data_ro.T, fine.W.dat.data.T, strict=True):
+                    x.array[:] = values
+                    P.mult(x, y)
+                    out[:] = y.array_r
         return fine
+
+
+def _checked(space: WithGeometry) -> WithGeometry:
+    if space.value_size != 1 or space.ufl_element().family() == "Real":
+        raise ValueError(
+            f"A readout needs a scalar space with nodes on a mesh, received {space.ufl_element()}. Use "
+            "FunctionSpace(mesh, 'CG', 1); for the mean over all space, FunctionSpace(mesh, 'DG', 0) on a mesh of one "
+            "cell that covers the domain."
+        )
+    return space
 
 
 @cache

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import ufl
+from finat.ufl import FiniteElementBase, TensorProductElement
 from firedrake import (
     Function,
     SpatialCoordinate,
@@ -21,6 +22,7 @@ from firedrake import (
 )
 from firedrake.functionspaceimpl import WithGeometry
 from firedrake.mesh import MeshGeometry
+from mpi4py import MPI
 from petsc4py import PETSc
 
 from ctrlnet.operators.forms import Form, Operator, derivative, identity, laplacian, lumped_dx, second_derivative
@@ -51,7 +53,7 @@ class Operators:
     ------
     ValueError
         If V has no positive diagonal mass, if there is no operator, if a name occurs twice, or if a form
-        is not bilinear on V's mesh.
+        is not bilinear on V's mesh. Later, when the operators are used: if the mesh has moved in between.
     """
 
     def __init__(self, V: WithGeometry, operators: Sequence[Operator]):
@@ -73,6 +75,7 @@ class Operators:
             )
         self.lumped_mass = mass
         self.mass = mass.dat.data_ro.copy()
+        self._places = _Places(V.mesh())
 
     def __len__(self) -> int:
         return len(self.operators)
@@ -94,8 +97,13 @@ class Operators:
         """Return the same operators assembled on another space: rediscretisation."""
         return Operators(V, self.operators)
 
-    @cached_property
+    @property
     def matrices(self) -> list[PETSc.Mat]:
+        self._places.check()
+        return self._matrices
+
+    @cached_property
+    def _matrices(self) -> list[PETSc.Mat]:
         factors: dict[int, PETSc.Mat] = {}
         return [self._matrix(o, factors) for o in self.operators]
 
@@ -131,37 +139,91 @@ class Operators:
         r"""Maximum norms :math:`\|D_j\|_\infty` (J,): how much an operator can enlarge a state on this mesh."""
         return np.array([m.norm(PETSc.NormType.NORM_INFINITY) for m in self.matrices])
 
-    @cached_property
+    @property
     def table(self) -> StencilTable:
         """Rows of all operators for the fused sweeps."""
-        return StencilTable(self.matrices)
+        self._places.check()
+        return self._table
+
+    @cached_property
+    def _table(self) -> StencilTable:
+        return StencilTable(self._matrices)
 
     def apply(self, j: int, u: Function) -> Function:
-        """Return :math:`D_j u`, V -> V."""
+        """Return :math:`D_j u`, V -> V.
+
+        Raises
+        ------
+        ValueError
+            If the mesh has moved.
+        """
         result = Function(self.space)
         with u.dat.vec_ro as x, result.dat.vec_wo as y:
             self.matrices[j].mult(x, y)
         return result
 
 
+class _Places:
+    """Where the nodes of a mesh were.
+
+    Parameters
+    ----------
+    mesh
+        Its coordinates are copied.
+    """
+
+    def __init__(self, mesh: MeshGeometry):
+        self._mesh = mesh
+        self._version = mesh.coordinates.dat.dat_version
+        self._coordinates = mesh.coordinates.dat.data_ro.copy()
+
+    def check(self) -> None:
+        """Raise a ValueError if they are elsewhere now. Collective."""
+        version = self._mesh.coordinates.dat.dat_version
+        if version == self._version:
+            return
+        same = np.array_equal(self._coordinates, self._mesh.coordinates.dat.data_ro)
+        if not self._mesh.comm.allreduce(same, op=MPI.LAND):
+            raise ValueError(
+                f"The nodes of {self._mesh} have moved since its operators were made, which are those of the places "
+                "before. Make new ones, operators.on(V), and a new network."
+            )
+        self._version = version
+
+
 def _check_space(V: WithGeometry) -> None:
     element = V.ufl_element()
-    if V.value_size != 1 or element.family() not in ("Lagrange", "Q") or element.degree() not in (1, (1, 1)):
+    if V.value_size != 1 or not _is_linear(element):
         raise ValueError(
             f"The operators need a scalar continuous space of degree 1, whose mass can be lumped; received {element}. "
             "Use FunctionSpace(mesh, 'CG', 1)."
         )
-    if V.mesh().ufl_cell().cellname not in ("interval", "triangle", "tetrahedron", "quadrilateral", "hexahedron"):
-        raise ValueError(
-            f"A mesh of {V.mesh().ufl_cell()} has no vertex quadrature that lumps the mass. Use intervals, "
-            "triangles, tetrahedra, quadrilaterals or hexahedra."
-        )
 
 
-def low_order_operators(V: WithGeometry) -> Operators:
-    r"""Return {1, first derivatives, Laplacian} on any mesh; they carry best between scales."""
-    dimension = V.mesh().topological_dimension
-    return Operators(V, [identity, *(derivative(a) for a in range(dimension)), laplacian])
+def _is_linear(element: FiniteElementBase) -> bool:
+    """Whether an element has a node at each vertex and no other, on an extruded mesh too."""
+    if isinstance(element, TensorProductElement):
+        return all(_is_linear(e) for e in element.factor_elements)
+    return element.family() in ("Lagrange", "Q") and element.degree() in (1, (1, 1))
+
+
+def low_order_operators(V: WithGeometry, frame: Sequence[Operator] | None = None) -> Operators:
+    r"""Return {1, first derivatives, Laplacian} on any mesh; they carry best between scales.
+
+    On a surface the first derivatives are all components of the tangential gradient, one for each axis of the ambient
+    space, so that none is preferred; the Laplacian is Laplace-Beltrami.
+
+    Parameters
+    ----------
+    V
+        Scalar nodal space.
+    frame
+        First derivatives to take instead, such as ``(east, north)`` on a sphere; see
+        :func:`~ctrlnet.operators.directional_derivative`.
+    """
+    if frame is None:
+        frame = [derivative(axis) for axis in range(V.mesh().geometric_dimension)]
+    return Operators(V, [identity, *frame, laplacian])
 
 
 def stencil_operators(V: WithGeometry) -> Operators:
@@ -175,13 +237,14 @@ def stencil_operators(V: WithGeometry) -> Operators:
     Raises
     ------
     ValueError
-        If the mesh is not made of intervals, quadrilaterals or hexahedra.
+        If the mesh is not made of intervals, quadrilaterals or hexahedra, or is a surface.
     """
     mesh = V.mesh()
-    if mesh.ufl_cell().cellname not in ("interval", "quadrilateral", "hexahedron"):
+    if not _is_tensor_product(mesh.ufl_cell()) or mesh.topological_dimension < mesh.geometric_dimension:
+        where = "" if mesh.topological_dimension == mesh.geometric_dimension else " on a surface"
         raise ValueError(
-            f"The stencil basis needs a tensor-product mesh (interval, quadrilateral, hexahedron), received "
-            f"{mesh.ufl_cell()}. On this mesh use low_order_operators(V), or your own forms."
+            f"The stencil basis needs a flat tensor-product mesh (interval, quadrilateral, hexahedron), received "
+            f"{mesh.ufl_cell()}{where}. On this mesh use low_order_operators(V), or your own forms."
         )
     dimension = mesh.topological_dimension
     axes = [(identity, derivative(a), second_derivative(a)) for a in range(dimension)]
@@ -190,6 +253,12 @@ def stencil_operators(V: WithGeometry) -> Operators:
         factors = tuple(f for o in choice for f in o.factors)
         operators.append(Operator(name, factors))
     return Operators(V, operators)
+
+
+def _is_tensor_product(cell: ufl.Cell | ufl.TensorProductCell) -> bool:
+    if isinstance(cell, ufl.TensorProductCell):
+        return all(_is_tensor_product(c) for c in cell.sub_cells)
+    return cell.cellname in ("interval", "quadrilateral", "hexahedron")
 
 
 def interior_stencil(operators: Operators, coefficients: np.ndarray) -> np.ndarray:
@@ -228,7 +297,7 @@ def interior_stencil(operators: Operators, coefficients: np.ndarray) -> np.ndarr
 def _interior_row(operators: Operators) -> tuple[np.ndarray, np.ndarray] | None:
     """Return offsets (neighbours, dim) in mesh widths and values (neighbours, J) of one interior node, if any."""
     V, table = operators.space, operators.table
-    dimension = V.mesh().topological_dimension
+    dimension = V.mesh().geometric_dimension
     places = np.zeros((table.nodes, dimension))
     coordinates = Function(VectorFunctionSpace(V.mesh(), V.ufl_element())).interpolate(SpatialCoordinate(V.mesh()))
     places[: table.owned] = coordinates.dat.data_ro.reshape(-1, dimension)

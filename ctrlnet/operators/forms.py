@@ -2,6 +2,10 @@ r"""Differential operators as UFL bilinear forms :math:`a_j(u, v)`, the way a us
 
 On a uniform mesh of intervals, quadrilaterals or hexahedra the built-in ones are the finite-difference stencils of
 :mod:`ctrlnet.operators.stencils`; the vertex quadrature that lumps the mass also lumps the forms.
+
+On a surface, a mesh of topological dimension below its geometric one, gradients are tangential: :math:`\nabla_\Gamma u`
+has as many components as the ambient space, and :math:`\int\nabla_\Gamma u\cdot\nabla_\Gamma v` is the form of the
+Laplace-Beltrami operator.
 """
 
 from __future__ import annotations
@@ -10,11 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import ufl
-from firedrake import dx, grad, inner
+from firedrake import SpatialCoordinate, dot, dx, grad, inner
+from ufl.domain import extract_domains, extract_unique_domain
 
-__all__ = ["Form", "Operator", "derivative", "identity", "laplacian", "lumped_dx", "second_derivative"]
+__all__ = [
+    "Field", "Form", "Operator", "derivative", "directional_derivative", "identity", "laplacian", "lumped_dx",
+    "second_derivative",
+]
 
 Form = Callable[[ufl.core.expr.Expr, ufl.core.expr.Expr], ufl.Form]
+Field = Callable[[ufl.SpatialCoordinate], ufl.core.expr.Expr]
 
 
 def lumped_dx() -> ufl.Measure:
@@ -50,20 +59,92 @@ _AXES = "xyz"
 
 
 def derivative(axis: int) -> Operator:
-    r"""Return :math:`\partial/\partial x_{axis}`: (u, v) -> int v du/dx."""
-    return Operator(f"d{_AXES[axis]}", (lambda u, v: u.dx(axis) * v * lumped_dx(),))
+    r"""Return :math:`\partial/\partial x_{axis}`: (u, v) -> int v du/dx.
+
+    On a surface it is the component of the tangential gradient in the ambient direction ``axis``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such axis.
+    """
+    name = f"d{_axis_name(axis)}"
+    return Operator(name, (lambda u, v: _along(u, axis) * v * lumped_dx(),))
 
 
 def second_derivative(axis: int, other: int | None = None) -> Operator:
-    r"""Return :math:`\partial^2/\partial x_{axis}\partial x_{other}`: (u, v) -> - int dv/dx du/dy, symmetrised."""
+    r"""Return :math:`\partial^2/\partial x_{axis}\partial x_{other}`: (u, v) -> - int dv/dx du/dy, symmetrised.
+
+    Raises
+    ------
+    ValueError
+        If there is no such axis.
+    """
     other = axis if other is None else other
+    name = f"d{_axis_name(axis)}{_axis_name(other)}"
 
     def form(u, v):
         if axis == other:
-            return -u.dx(axis) * v.dx(axis) * lumped_dx()
-        return -0.5 * (u.dx(axis) * v.dx(other) + u.dx(other) * v.dx(axis)) * lumped_dx()
+            return -_along(u, axis) * _along(v, axis) * lumped_dx()
+        return -0.5 * (_along(u, axis) * _along(v, other) + _along(u, other) * _along(v, axis)) * lumped_dx()
 
-    return Operator(f"d{_AXES[axis]}{_AXES[other]}", (form,))
+    return Operator(name, (form,))
+
+
+def directional_derivative(name: str, field: Field | ufl.core.expr.Expr) -> Operator:
+    r"""Return :math:`w\cdot\nabla`: (u, v) -> int v w . grad u, for one vector field of a frame.
+
+    On a surface only the tangential part of w counts.
+
+    Parameters
+    ----------
+    name
+        For example ``"east"``.
+    field
+        w, a UFL vector with as many components as the ambient space, finite at every vertex. A function of the
+        coordinate x, such as ``lambda x: as_vector((-x[1], x[0], 0))``, serves every mesh; an expression or a Function
+        its own mesh alone.
+
+    Raises
+    ------
+    ValueError
+        When the operator is assembled: if w has another shape than x, or is on another mesh.
+    """
+
+    def form(u, v):
+        mesh = extract_unique_domain(u)
+        x = SpatialCoordinate(mesh)
+        w = ufl.as_ufl(field(x) if callable(field) and not isinstance(field, ufl.core.expr.Expr) else field)
+        shape, elsewhere = w.ufl_shape, [domain for domain in extract_domains(w) if domain != mesh]
+        if elsewhere:
+            raise ValueError(
+                f"The vector field of {name!r} is a function on {elsewhere[0]}, but the images live on {mesh}. Give a "
+                "function of the coordinate, such as lambda x: as_vector((-x[1], x[0], 0))."
+            )
+        if shape != x.ufl_shape:
+            raise ValueError(
+                f"The vector field of {name!r} must have {x.ufl_shape[0]} components on {mesh}, received the "
+                f"shape {shape}. Give a UFL vector of the ambient space, such as as_vector((-x[1], x[0], 0))."
+            )
+        return dot(w, grad(u)) * v * lumped_dx()
+
+    return Operator(name, (form,))
 
 
 laplacian = Operator("laplacian", (lambda u, v: -inner(grad(u), grad(v)) * lumped_dx(),))
+
+
+def _axis_name(axis: int) -> str:
+    if axis not in range(len(_AXES)):
+        raise ValueError(f"An axis is 0, 1 or 2, for x, y or z; received {axis!r}.")
+    return _AXES[axis]
+
+
+def _along(u: ufl.core.expr.Expr, axis: int) -> ufl.core.expr.Expr:
+    mesh = extract_unique_domain(u)
+    if axis >= mesh.geometric_dimension:
+        raise ValueError(
+            f"There is no d/d{_AXES[axis]} on {mesh}, whose coordinates have {mesh.geometric_dimension} components. "
+            "Leave the operator out."
+        )
+    return u.dx(axis)

@@ -25,25 +25,24 @@ from firedrake import (
     assemble,
     dx,
 )
-from firedrake.exceptions import DofNotDefinedError
 from firedrake.functionspaceimpl import WithGeometry
 from petsc4py import PETSc
 from pyadjoint import stop_annotating
 
 from ctrlnet.operators import hierarchy
 from ctrlnet.operators.forms import lumped_dx
+from ctrlnet.operators.hierarchy import NestingError
 
 __all__ = ["Averaging", "FullWeighting", "Injection", "Linear", "NestingError", "PiecewiseConstant", "Prolongation",
-           "Restriction", "Transfer", "check_nested", "checked_pair", "interpolation_matrix", "lumped_mass"]
+           "Restriction", "Transfer", "check_levels", "check_nested", "checked_pair",
+           "interpolation_matrix", "lumped_mass"]
 
 _NO_RESTRICTION = "A restriction is needed, received {!r}. Choose Injection(), Averaging() or FullWeighting()."
 _NO_PROLONGATION = "A prolongation is needed, received {!r}. Choose PiecewiseConstant() or Linear()."
 # Of relative differences that are round-off.
 _ROUND_OFF = 1e-9
-
-
-class NestingError(ValueError):
-    """A coarse space is not contained in a fine one, where a transfer needs that."""
+# A basis function this far below zero belongs to a cell that the point is not in; coordinates from files are rounded.
+_OUTSIDE = 1e-6
 
 
 class Transfer(ABC):
@@ -136,7 +135,8 @@ class PiecewiseConstant(Prolongation):
             keys.append((scaled.getValuesCSR()[2] / present).round(9))
         order = np.lexsort((*keys[::-1], rows))
         chosen = order[np.unique(rows[order], return_index=True)[1]]
-        return _matrix_from_rows(linear, columns[chosen])
+        return hierarchy.matrix_from_entries(
+            linear, np.arange(chosen.size), columns[chosen], np.ones(chosen.size))
 
 
 @dataclass(frozen=True)
@@ -174,14 +174,16 @@ class Averaging(Restriction):
 class FullWeighting(Restriction):
     r"""Restriction :math:`M_H^{-1} P^T M_h`, V_h -> V_H: the adjoint of :class:`Linear` in the lumped L2 products.
 
-    Constants are kept exactly. Along one axis of a uniform mesh the weights are 1/4, 1/2, 1/4, which in d
-    dimensions is Firedrake's ``restrict`` over :math:`2^d`.
+    The integral is kept exactly, and so are constants where the meshes nest. The levels of a curved surface differ in
+    area, and a constant changes by as much: there :class:`Averaging` keeps constants, and this the integral. Along one
+    axis of a uniform mesh the weights are 1/4, 1/2, 1/4, which in d dimensions is Firedrake's ``restrict`` over
+    :math:`2^d`.
     """
 
     weights: ClassVar[Mapping[int, float]] = MappingProxyType({-1: 0.25, 0: 0.5, 1: 0.25})
 
     def matrix(self, coarse: WithGeometry, fine: WithGeometry) -> PETSc.Mat:
-        """Return the matrix (coarse nodes, fine nodes); its rows sum to one."""
+        """Return the matrix (coarse nodes, fine nodes); where the meshes nest, its rows sum to one."""
         transpose = _transposed(interpolation_matrix(coarse, fine))
         with lumped_mass(coarse).dat.vec_ro as M_H, lumped_mass(fine).dat.vec_ro as M_h:
             inverse = M_H.copy()
@@ -222,17 +224,30 @@ def lumped_mass(V: WithGeometry) -> Cofunction:
 def interpolation_matrix(source: WithGeometry, target: WithGeometry) -> PETSc.Mat:
     """Return the matrix of interpolation, (target nodes, source nodes), a copy of the caller's own.
 
+    Its entries are the values of basis functions, none of them negative.
+
     Raises
     ------
     NestingError
         If the source mesh does not cover the target's nodes.
     """
-    try:
-        return hierarchy.interpolation_matrix(source, target)
-    except DofNotDefinedError as error:
-        raise NestingError(
-            f"{source.mesh()} does not cover the nodes of {target.mesh()}. Give two meshes of one domain."
-        ) from error
+    _check_dimensions(source, target)
+    matrix = hierarchy.interpolation_matrix(source, target)
+    # Firedrake takes a point a little outside for one of the closest cell, and extrapolates.
+    least = float(matrix.getValuesCSR()[2].min(initial=0.0))
+    if target.mesh().comm.allreduce(least, op=min) < -_OUTSIDE:
+        raise hierarchy.not_covered(source, target)
+    return matrix
+
+
+def _check_dimensions(coarse: WithGeometry, fine: WithGeometry) -> None:
+    for what in ("topological", "geometric"):
+        dimensions = [getattr(V.mesh(), f"{what}_dimension") for V in (coarse, fine)]
+        if dimensions[0] != dimensions[1]:
+            raise NestingError(
+                f"The coarse mesh has the {what} dimension {dimensions[0]}, the fine one {dimensions[1]}. Give two "
+                "levels of one hierarchy."
+            )
 
 
 def check_nested(coarse: WithGeometry, fine: WithGeometry) -> None:
@@ -242,24 +257,37 @@ def check_nested(coarse: WithGeometry, fine: WithGeometry) -> None:
     ------
     NestingError
         If the dimensions differ, the meshes cover different domains, or a coarse basis function is not a
-        function of the fine space.
+        function of the fine space. On a curved surface none is: the facets of two levels are not in one plane.
     """
-    dimensions = [V.mesh().topological_dimension for V in (coarse, fine)]
-    if dimensions[0] != dimensions[1]:
-        raise NestingError(
-            f"The coarse mesh has dimension {dimensions[0]}, the fine one {dimensions[1]}. Give two levels of one "
-            "hierarchy."
-        )
+    _check_dimensions(coarse, fine)
     mass = _consistent_mass(coarse)
     defect = _consistent_mass(fine).ptap(interpolation_matrix(coarse, fine))
     defect.axpy(-1.0, mass)
     relative = defect.norm(PETSc.NormType.FROBENIUS) / mass.norm(PETSc.NormType.FROBENIUS)
     if not relative <= _ROUND_OFF:
+        surface = coarse.mesh().topological_dimension < coarse.mesh().geometric_dimension
+        advice = (
+            "They are meshes of a curved surface, whose levels never nest: between them use rediscretise, as carry "
+            "does by default." if surface else
+            "Galerkin transfer needs levels that nest, coarse and fine in this order, such as those of a "
+            "MeshHierarchy; between other meshes use rediscretise.")
         raise NestingError(
             f"The mesh with {coarse.dim()} nodes is not nested in the one with {fine.dim()}: the mass matrix changes "
-            f"by {relative:.1e} when its functions are prolonged. Galerkin transfer needs levels that nest, coarse "
-            "and fine in this order, such as those of a MeshHierarchy; between other meshes use rediscretise."
+            f"by {relative:.1e} when its functions are prolonged. {advice}"
         )
+
+
+def check_levels(coarse: WithGeometry, fine: WithGeometry) -> None:
+    """Raise unless the spaces are on a coarse and a fine level of a surface, or nest.
+
+    Raises
+    ------
+    NestingError
+        As :func:`check_nested` does.
+    """
+    levels = hierarchy.levels_of_a_surface(coarse, fine)
+    if not levels or levels[0].mesh() is not coarse.mesh():
+        check_nested(coarse, fine)
 
 
 def _consistent_mass(V) -> PETSc.Mat:
@@ -283,15 +311,4 @@ def _coordinate(V, axis: int) -> Function:
 def _transposed(matrix: PETSc.Mat) -> PETSc.Mat:
     out = PETSc.Mat()
     matrix.transpose(out)
-    return out
-
-
-def _matrix_from_rows(like: PETSc.Mat, columns: np.ndarray) -> PETSc.Mat:
-    """Return a matrix of the same layout with a single 1 in each row."""
-    out = PETSc.Mat().create(comm=like.comm)
-    out.setSizes(like.getSizes())
-    out.setType(PETSc.Mat.Type.AIJ)
-    first, last = like.getOwnershipRange()
-    out.setPreallocationCOO(np.arange(first, last, dtype=PETSc.IntType), columns.astype(PETSc.IntType))
-    out.setValuesCOO(np.ones(last - first))
     return out

@@ -9,7 +9,7 @@ from firedrake import Function
 from pyadjoint import stop_annotating
 
 from ctrlnet.controls import Controls, ControlsLike
-from ctrlnet.operators.intergrid import Restriction, check_nested, checked_pair
+from ctrlnet.operators.intergrid import Restriction, check_levels, checked_pair
 
 if TYPE_CHECKING:
     from ctrlnet.objective.readout import Readout
@@ -32,12 +32,12 @@ def restrict_classifier(
     m
         Controls, of which the classifier (W, beta) is taken.
     target
-        A readout of as many classes and features on a nested, coarser space.
+        A readout of as many classes and features on a nested, coarser space, or a coarser level of one surface.
 
     Raises
     ------
     NestingError
-        If the target's space is not contained in the readout's.
+        If the target's space is not contained in the readout's, nor on a coarser level of its surface.
     ValueError
         If classes or features differ.
     """
@@ -47,7 +47,7 @@ def restrict_classifier(
             f"A classifier of {ours[0]} classes and {ours[1]} features does not fit a readout of {theirs[0]} classes "
             f"and {theirs[1]} features."
         )
-    check_nested(target.space, readout.space)
+    check_levels(target.space, readout.space)
     R = checked_pair(restriction, None)[0].matrix(target.space, readout.space)
     W, beta = readout.control_set.controls(m)
     coarse = target.zero()

@@ -98,8 +98,12 @@ def interior_rows(V: WithGeometry) -> Function:
         If every node lies on the boundary.
     """
     weights = Function(V).assign(1.0)
-    if V.mesh().comm.allreduce(V.mesh().exterior_facets.facets.size):
-        DirichletBC(V, 0.0, "on_boundary").apply(weights)
+    mesh = V.mesh()
+    sides = ["on_boundary"] if mesh.comm.allreduce(mesh.exterior_facets.facets.size) else []
+    if mesh.extruded and not mesh.extruded_periodic:
+        sides += ["bottom", "top"]
+    for side in sides:
+        DirichletBC(V, 0.0, side).apply(weights)
     if not _total(weights) > 0:
         raise ValueError(
             f"The mesh with {V.dim()} nodes has none inside: its rows do not tell the operators apart from their "

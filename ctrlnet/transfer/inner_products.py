@@ -107,7 +107,8 @@ class Moments:
         local = np.where(outside, owned + np.searchsorted(np.unique(columns[outside]), columns), columns - first)
         mass = lumped_mass(V).dat.data_ro
         volume = mesh.comm.allreduce(float(mass.sum()))
-        offset = (places[local] - places[rows]) / (self.length or (volume / V.dim()) ** (1 / dim))
+        length = self.length or (volume / V.dim()) ** (1 / V.mesh().topological_dimension)
+        offset = (places[local] - places[rows]) / length
         scale = np.sqrt(weights.dat.data_ro * mass)
         out = []
         for alpha in itertools.product(range(self.degree + 1), repeat=dim):
