@@ -255,7 +255,7 @@ def stencil_operators(V: WithGeometry) -> Operators:
     return Operators(V, operators)
 
 
-def _is_tensor_product(cell: ufl.Cell | ufl.TensorProductCell) -> bool:
+def _is_tensor_product(cell: ufl.AbstractCell) -> bool:
     if isinstance(cell, ufl.TensorProductCell):
         return all(_is_tensor_product(c) for c in cell.sub_cells)
     return cell.cellname in ("interval", "quadrilateral", "hexahedron")
