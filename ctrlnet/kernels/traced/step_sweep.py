@@ -185,7 +185,7 @@ class StepSweep:
         return self._states(trajectory, len(h))[0][:owned]
 
     def _again(self, controls: LayerControls, h: float, states: list, following: list, images: int) -> StepRun:
-        """StepRun a step again, to have its values."""
+        """Run a step again, to have its values."""
         run = self._run(images).at(controls, h)
         run.evaluate(states, following)
         return run
@@ -210,7 +210,7 @@ class StepSweep:
     def adjoint(
         self, controls: LayerControls, h: np.ndarray, trajectory: StepTrajectory, lam: np.ndarray
     ) -> LayerControls:
-        """StepRun the transposed sweep; see :meth:`Sweep.adjoint`."""
+        """Run the transposed sweep; see :meth:`Sweep.adjoint`."""
         out = controls.zeros()
         adjoints = self._lifted(lam, [None] * (self.fields.parts - 1))
         for k in reversed(range(len(h))):
@@ -221,7 +221,7 @@ class StepSweep:
     def adjoint_step(
         self, controls: LayerControls, h: np.ndarray, pair: StepTrajectory, adjoints: list[np.ndarray | None]
     ) -> LayerControls:
-        """StepRun the adjoint of one step; see :meth:`Sweep.adjoint_step`."""
+        """Run the adjoint of one step; see :meth:`Sweep.adjoint_step`."""
         out, (lam, *hidden) = controls.zeros(), adjoints
         run = self._layer(controls, h, pair, 0)
         adjoints[1:] = self._lowered(run.adjoint(self._lifted(lam, hidden), out), lam)[1:]
