@@ -12,6 +12,7 @@ import pytest
 from firedrake import (
     COMM_WORLD,
     BoxMesh,
+    ExtrudedMesh,
     Function,
     FunctionSpace,
     IntervalMesh,
@@ -30,6 +31,7 @@ from pyadjoint import (
 )
 
 from ctrlnet import Controls, ControlSpace, Network, Residual, low_order_operators, stencil_operators, tanh
+from ctrlnet.operators import sphere_hierarchy
 from ctrlnet.own_tape import own_tape
 
 # Whatever starts several ranks does so through the launcher that does not wait for ever.
@@ -74,8 +76,15 @@ def annotation():
 def make_mesh(kind: str, cells: int = 4, width: float = 1.0, comm=COMM_WORLD, refinements: int = 0):
     """Return a uniform mesh of ``cells`` x ``cells + 1`` x ``cells + 2`` cells of the given width.
 
-    With refinements, the finest of a hierarchy that starts with these cells.
+    With refinements, the finest of a hierarchy that starts with these cells. Of round and extruded meshes the size does
+    not depend on ``cells``: a sphere refined at least once, a shell of two layers on the icosahedron, a slab of prisms.
     """
+    if kind == "sphere":
+        return sphere_hierarchy(2 * width, max(refinements, 1), comm)[-1]
+    if kind == "shell":
+        return ExtrudedMesh(sphere_hierarchy(2 * width, 0, comm)[0], 2, width / 2, extrusion_type="radial")
+    if kind == "slab":
+        return ExtrudedMesh(make_mesh("triangle", 2, width, comm), 2, width)
     if refinements:
         return MeshHierarchy(make_mesh(kind, cells, width, comm), refinements)[-1]
     counts = [cells, cells + 1, cells + 2]
@@ -168,8 +177,7 @@ def make_network():
     ) -> Network:
         V = FunctionSpace(make_mesh(kind, cells, comm=comm, refinements=refinements), "CG", 1)
         if operators is None:
-            simplices = kind in ("triangle", "tetrahedron")
-            operators = low_order_operators if simplices or kind == "hexahedron" else stencil_operators
+            operators = stencil_operators if kind in ("interval", "quadrilateral") else low_order_operators
         D = operators(V)
         settings.setdefault("dynamics", Residual(activation))
         controls = ControlSpace(

@@ -37,6 +37,9 @@ class Halo:
             # What PETSc holds on several ranks waits, once Python has let go of it, until all destroy it together.
             # Every set of operators and every transfer has a halo, so that this is the place that all of them come by.
             PETSc.garbage_cleanup(comm)
+            # At the end PETSc cleans up on those ranks alone where something waits, and they would wait for the others.
+            # What Python lets go of when differs between ranks: here something waits on all of them from now on.
+            PETSc.IS().createGeneral(np.zeros(0, dtype=PETSc.IntType), comm=comm)
             ends = np.cumsum(comm.allgather(owned))
             rank = np.searchsorted(ends, ghost_numbers, side="right")
             begin = np.concatenate([[0], ends])[rank]

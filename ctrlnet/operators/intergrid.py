@@ -231,7 +231,8 @@ def interpolation_matrix(source: WithGeometry, target: WithGeometry) -> PETSc.Ma
     NestingError
         If the source mesh does not cover the target's nodes.
     """
-    _check_dimensions(source, target)
+    if _dimensions(source) != _dimensions(target):
+        raise hierarchy.not_covered(source, target)
     matrix = hierarchy.interpolation_matrix(source, target)
     # Firedrake takes a point a little outside for one of the closest cell, and extrapolates.
     least = float(matrix.getValuesCSR()[2].min(initial=0.0))
@@ -240,14 +241,8 @@ def interpolation_matrix(source: WithGeometry, target: WithGeometry) -> PETSc.Ma
     return matrix
 
 
-def _check_dimensions(coarse: WithGeometry, fine: WithGeometry) -> None:
-    for what in ("topological", "geometric"):
-        dimensions = [getattr(V.mesh(), f"{what}_dimension") for V in (coarse, fine)]
-        if dimensions[0] != dimensions[1]:
-            raise NestingError(
-                f"The coarse mesh has the {what} dimension {dimensions[0]}, the fine one {dimensions[1]}. Give two "
-                "levels of one hierarchy."
-            )
+def _dimensions(V: WithGeometry) -> tuple[int, int]:
+    return V.mesh().topological_dimension, V.mesh().geometric_dimension
 
 
 def check_nested(coarse: WithGeometry, fine: WithGeometry) -> None:
@@ -259,16 +254,21 @@ def check_nested(coarse: WithGeometry, fine: WithGeometry) -> None:
         If the dimensions differ, the meshes cover different domains, or a coarse basis function is not a
         function of the fine space. On a curved surface none is: the facets of two levels are not in one plane.
     """
-    _check_dimensions(coarse, fine)
+    dimensions = [V.mesh().topological_dimension for V in (coarse, fine)]
+    if dimensions[0] != dimensions[1]:
+        raise NestingError(
+            f"The coarse mesh has dimension {dimensions[0]}, the fine one {dimensions[1]}. Give two levels of one "
+            "hierarchy."
+        )
     mass = _consistent_mass(coarse)
     defect = _consistent_mass(fine).ptap(interpolation_matrix(coarse, fine))
     defect.axpy(-1.0, mass)
     relative = defect.norm(PETSc.NormType.FROBENIUS) / mass.norm(PETSc.NormType.FROBENIUS)
     if not relative <= _ROUND_OFF:
-        surface = coarse.mesh().topological_dimension < coarse.mesh().geometric_dimension
+        inside, outside = _dimensions(coarse)
         advice = (
             "They are meshes of a curved surface, whose levels never nest: between them use rediscretise, as carry "
-            "does by default." if surface else
+            "does by default." if inside < outside else
             "Galerkin transfer needs levels that nest, coarse and fine in this order, such as those of a "
             "MeshHierarchy; between other meshes use rediscretise.")
         raise NestingError(

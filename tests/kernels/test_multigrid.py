@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from firedrake import COMM_SELF, COMM_WORLD, FunctionSpace, MeshHierarchy, RectangleMesh
+from firedrake import COMM_SELF, COMM_WORLD, ExtrudedMeshHierarchy, FunctionSpace, MeshHierarchy, RectangleMesh
 from support.derivatives import check_derivatives
 from support.networks import small_network, small_problem, square
 from support.ranks import assert_equal, propagation_numbers
+from support.surfaces import spaces_on_spheres
 
 import ctrlnet as cn
 from ctrlnet.kernels.solves import diffusion
 from ctrlnet.kernels.solves.multigrid import MultigridSolve
 from ctrlnet.kernels.solves.substitution import DirectSolve
+from ctrlnet.operators import NestingError, sphere_hierarchy
 from ctrlnet.optimise import Limits, ProjectedFunctional, TaoOptimiser
 
 KINDS = ["interval", "quadrilateral", "triangle", "hexahedron", "tetrahedron"]
@@ -69,6 +71,35 @@ def test_iterations_do_not_grow_under_refinement(quadrilateral, c):
         solve(np.random.default_rng(0).standard_normal((V.dof_dset.size, 1, 8)))
         counts += solve.iterations
     assert max(counts) <= 12 and counts[-1] <= counts[-2] + 1, counts
+
+
+@pytest.mark.parametrize("c", [1e-2, 1.0, 100.0])
+def test_iterations_do_not_grow_on_spheres(c):
+    """As on the square, though the levels of a sphere do not nest: 162 to 10,242 nodes, down to the icosahedron."""
+    counts = []
+    for V in spaces_on_spheres(5, radius=8.0)[2:]:
+        solve = solves_of(V, c)[1]
+        solve(np.random.default_rng(0).standard_normal((V.dof_dset.size, 1, 8)))
+        counts += solve.iterations
+    assert max(counts) <= 12 and counts[-1] <= counts[-2] + 1, counts
+
+
+@pytest.mark.parametrize("name", ["slab", "shell"])
+def test_extruded_levels(name):
+    """A slab's levels nest and have their multigrid; those of a shell are in each other's way and are refused."""
+    base = MeshHierarchy(square(2, False), 1) if name == "slab" else sphere_hierarchy(4.0, 1)
+    kind = "uniform" if name == "slab" else "radial"
+    mesh = ExtrudedMeshHierarchy(base, 2.0, base_layer=1, extrusion_type=kind)[1]
+    V = FunctionSpace(mesh, "CG", 1)
+    direct, multigrid = solves_of(V, 0.5)
+    field = np.random.default_rng(0).standard_normal((V.dim(), 1, 8))
+    if name == "slab":
+        np.testing.assert_allclose(multigrid(field.copy()), direct(field.copy()), atol=1e-12)
+        assert multigrid.iterations[0] <= 12
+    else:
+        assert np.isfinite(direct(field.copy())).all()
+        with pytest.raises(NestingError, match="Levels of a curved shell do not cover each other"):
+            multigrid(field)
 
 
 def test_without_multigrid_they_do():

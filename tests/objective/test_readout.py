@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from firedrake import (
+    BoxMesh,
+    ExtrudedMesh,
+    ExtrudedMeshHierarchy,
     Function,
     FunctionSpace,
+    IntervalMesh,
+    MeshHierarchy,
     RectangleMesh,
     SpatialCoordinate,
     VectorFunctionSpace,
@@ -20,9 +25,10 @@ from firedrake import (
     interpolate,
     sin,
 )
+from support.surfaces import network_on, smooth, spaces_on_spheres
 
 from ctrlnet import ControlSpace, Network, Readout, low_order_operators
-from ctrlnet.operators import lumped_dx
+from ctrlnet.operators import lumped_dx, sphere_hierarchy
 
 C, K, IMAGES = 2, 3, 4
 
@@ -184,6 +190,83 @@ def test_regularisation_matrix_is_that_of_the_form(coarse):
     np.testing.assert_allclose(0.5 * (values * (matrix @ values)).sum(), assemble(field), rtol=1e-12)
     rough = assemble(inner(grad(W), grad(W)) * dx)
     np.testing.assert_allclose((values * (readout.regularisation_matrix(1.0, 0.0) @ values)).sum(), rough, rtol=1e-12)
+
+
+def test_a_coarse_readout_of_a_sphere():
+    """Two levels apart: W acts as its values at vertices and midpoints; no matrix by hand, and the integral is kept."""
+    levels = spaces_on_spheres(3)
+    net = network_on(levels[3])
+    readout = Readout(net, K, levels[1])
+    assert readout.features == 42 * C
+    W, beta = (smooth(readout.weights_space), readout.zero().beta)
+    Y = state(net)
+    on_network, _ = readout.prolong((W, beta), Readout(net, K))
+    np.testing.assert_allclose(scores(readout, W, beta, Y), integrals(net, on_network, beta, Y), rtol=0, atol=1e-11)
+    total = np.einsum("n,nci->ci", net.operators.mass, Y)
+    np.testing.assert_allclose(readout.restrict(Y).reshape(42, C, IMAGES).sum(axis=0), total, atol=1e-11)
+    constant = Function(readout.weights_space).assign(1.0)
+    np.testing.assert_allclose(readout.prolong((constant, beta), Readout(net, K)).W.dat.data_ro, 1.0, atol=1e-15)
+    between = readout.prolong((W, beta), Readout(net, K, levels[2]))
+    further, _ = Readout(net, K, levels[2]).prolong(between, Readout(net, K))
+    np.testing.assert_allclose(further.dat.data_ro, on_network.dat.data_ro, atol=1e-14)
+
+
+def test_scores_on_a_sphere_converge():
+    """The same W on 42 nodes, smooth features: of second order in the network's mesh, whatever the transfer between."""
+    levels, found = spaces_on_spheres(6), []
+    for V in levels[2:]:
+        readout = Readout(network_on(V), K, levels[1])
+        Y = smooth(V).dat.data_ro
+        features = np.repeat(Y[:, None, None], C, axis=1)
+        found.append(scores(readout, smooth(readout.weights_space), readout.zero().beta, features))
+    errors = [np.abs(a - b).max() for a, b in zip(found, found[1:], strict=False)]
+    orders = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert np.abs(orders - 2).max() < 0.2, orders
+
+
+def test_volumes_have_readouts():
+    """A slab of prisms with a coarse readout, a shell with its own: constants are integrated."""
+    slab = ExtrudedMeshHierarchy(MeshHierarchy(RectangleMesh(2, 2, 2.0, 1.5), 1), 1.0, base_layer=1)
+    shell = ExtrudedMesh(sphere_hierarchy(1.0, 1)[1], 2, 0.1, extrusion_type="radial")
+    for mesh, coarse in ((slab[1], slab[0]), (shell, None), (BoxMesh(2, 2, 2, 1, 1, 1), None)):
+        net = network_on(FunctionSpace(mesh, "CG", 1))
+        readout = Readout(net, K, None if coarse is None else FunctionSpace(coarse, "CG", 1))
+        Y = state(net)
+        total = np.einsum("n,nci->ci", net.operators.mass, Y)
+        np.testing.assert_allclose(readout.restrict(Y).reshape(-1, C, IMAGES).sum(axis=0), total, atol=1e-12)
+
+
+def test_global_average_pooling():
+    """One cell with one value covers the domain: scores are those of the integrals of the features."""
+    net = network(4)
+    readout = Readout(net, K, FunctionSpace(RectangleMesh(1, 1, 2.0, 1.5, quadrilateral=True), "DG", 0))
+    Y = state(net)
+    assert readout.nodes == 1
+    np.testing.assert_allclose(readout.restrict(Y), np.einsum("n,nci->ci", net.operators.mass, Y), atol=1e-12)
+
+
+SMALLER = {
+    "nodes far outside": lambda: RectangleMesh(2, 2, 1.0, 0.75),
+    "nodes a little outside": lambda: RectangleMesh(2, 2, 1.9, 1.5),
+    "a surface": lambda: sphere_hierarchy(1.0, 1)[1],
+    "a line": lambda: IntervalMesh(3, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_a_readout_mesh_that_does_not_cover_the_domain_is_refused(name):
+    """Firedrake would extrapolate to points a little outside, with negative weights."""
+    with pytest.raises(ValueError, match=r"does not cover the nodes of|dimension"):
+        Readout(network(4), K, FunctionSpace(SMALLER[name](), "CG", 1))
+    larger = Readout(network(4), K, FunctionSpace(RectangleMesh(2, 2, 2.1, 1.6), "CG", 1))
+    assert larger.features == 9 * C
+
+
+@pytest.mark.parametrize("space", [
+    lambda mesh: FunctionSpace(mesh, "R", 0), lambda mesh: VectorFunctionSpace(mesh, "CG", 1)])
+def test_a_space_that_is_not_scalar_or_has_no_nodes_is_refused(space):
+    with pytest.raises(ValueError, match="needs a scalar space with nodes .*'DG', 0.* of one cell that covers"):
+        Readout(network(2), K, space(network(2).space.mesh()))
 
 
 @pytest.mark.parametrize("classes", [1, 0])

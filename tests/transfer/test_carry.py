@@ -18,6 +18,7 @@ from firedrake import (
 )
 from mpi4py import MPI
 from support.networks import blobs, small_network, small_problem, square
+from support.surfaces import controls_of, network_on, smooth, spaces_on_spheres
 
 import ctrlnet as cn
 from ctrlnet.fields import PixelProjection, average_pixels, averaged_pixels, transferred_pixels
@@ -151,6 +152,43 @@ def test_more_layers_of_the_same_function_of_time_approach_the_ode(annotation):
     errors = [np.abs(a - b).max() for a, b in zip(finals, finals[1:], strict=False)]
     orders = np.log2(np.array(errors[:-1]) / errors[1:])
     assert np.abs(orders - 1).max() < 0.2, orders
+
+
+def test_networks_and_classifiers_move_between_levels_of_a_sphere():
+    """By rediscretisation and carry: the same controls on each level; scores of both levels approach each other."""
+    levels = spaces_on_spheres(4)
+    network = network_on(levels[2], dynamics=cn.ReactionDiffusion(0.3), integrator=cn.IMEX())
+    readout = cn.Readout(network, 3, levels[1])
+    m = controls_of(network).extended(readout.zero().replace(W=smooth(readout.weights_space)))
+    found = []
+    for V in levels[2:]:
+        moved, m_V = carry(network, m, V)
+        assert moved.space is V and m_V.s is m.s and m_V.W is m.W
+        Y = cn.propagate(moved, moved.control_set.controls(m_V), smooth(moved.state_space(2)))
+        there = readout.on(moved)
+        weights, _ = there.arrays(m_V)
+        found.append(weights.T @ there.restrict(Y.dat.data_ro.reshape(-1, 2, 2)))
+    errors = [np.abs(a - b).max() for a, b in zip(found, found[1:], strict=False)]
+    assert 3.0 < errors[0] / errors[1] < 5.0, errors
+    with pytest.raises(NestingError, match="42 nodes is not nested in .* with 162: .* curved surface, whose levels"):
+        carry(network, m, levels[1], kernels=galerkin)
+
+
+def test_a_classifier_is_restricted_to_a_coarser_sphere():
+    """(R w, Y_H) = (w, P Y_H) in the lumped products, though the levels do not nest; refused the other way round."""
+    levels = spaces_on_spheres(2)
+    networks = [network_on(V) for V in levels[1:]]
+    coarse, fine = (cn.Readout(n, 3) for n in networks)
+    W, beta = smooth(fine.weights_space), fine.zero().beta
+    W_H = restrict_classifier(fine, (W, beta), coarse).W
+    Y = smooth(networks[0].state_space(1))
+    P = Linear().matrix(*levels[1:])[:, :]
+    coarse_scores, fine_scores = (
+        r.arrays((w, beta))[0].T @ r.restrict(y[:, :, None]) for r, w, y in (
+            (coarse, W_H, Y.dat.data_ro), (fine, W, P @ Y.dat.data_ro)))
+    np.testing.assert_allclose(coarse_scores, fine_scores, rtol=1e-12)
+    with pytest.raises(NestingError, match="not nested"):
+        restrict_classifier(coarse, (W_H, beta), fine)
 
 
 def start_of(network):

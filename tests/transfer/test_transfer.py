@@ -10,6 +10,7 @@ from firedrake import (
     COMM_SELF,
     COMM_WORLD,
     BoxMesh,
+    ExtrudedMeshHierarchy,
     Function,
     FunctionSpace,
     IntervalMesh,
@@ -255,6 +256,16 @@ def test_a_control_moves_with_all_its_features_and_times():
     assert fewer(s).function_space().value_size == 4 * 4
     with pytest.raises(ValueError, match="9 C\\^2 components, received 16"):
         move(fewer(s))
+
+
+def test_extruded_squares_are_hexahedra():
+    """The map of coefficients between nested extruded meshes is that of the same hexahedra; top and bottom count."""
+    base = MeshHierarchy(RectangleMesh(4, 4, 4.0, 4.0, quadrilateral=True), 1)
+    coarse, fine = (stencils_on(m) for m in ExtrudedMeshHierarchy(base, 4.0, base_layer=4))
+    assert interior_rows(coarse.space).dat.data_ro.sum() == 3**3
+    move = galerkin(fine, coarse)
+    assert np.abs(move.matrix - galerkin_stencil_map((0.5,) * 3).matrix).max() < 1e-11
+    assert max(move.residuals(np.eye(27))[0].values()) < 1e-11
 
 
 def test_rediscretisation_matches_operators_by_name():
