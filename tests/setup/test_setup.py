@@ -99,6 +99,8 @@ class Machine:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # Started in the background, a shell and all below it would leave Ctrl-C unheard.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def install(self, root: Path, **settings: str) -> tuple[int, str, str]:
