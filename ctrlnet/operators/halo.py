@@ -11,6 +11,21 @@ from petsc4py import PETSc
 __all__ = ["Halo"]
 
 
+# One object of all ranks, from the first halo that they share until Python ends.
+_KEPT: list[PETSc.IS] = []
+
+
+def _keep_all_until_the_end(comm: MPI.Comm) -> None:
+    """Make all ranks take part in PETSc's last cleaning up. Collective.
+
+    PETSc's finalisation destroys together what waits on its COMM_WORLD (Firedrake's is a copy), but only on ranks
+    where something waits there; the others would leave, and those wait for ever. What waits differs, because Python
+    lets go of things at different times. An object that every rank keeps to the end waits on all of them.
+    """
+    if not _KEPT and MPI.Comm.Compare(comm, PETSc.COMM_WORLD.tompi4py()) in (MPI.IDENT, MPI.CONGRUENT):
+        _KEPT.append(PETSc.IS().createGeneral(np.zeros(0, dtype=PETSc.IntType), comm=PETSc.COMM_WORLD))
+
+
 class Halo:
     """Copies owned rows into the ghost rows of other ranks.
 
@@ -37,9 +52,7 @@ class Halo:
             # What PETSc holds on several ranks waits, once Python has let go of it, until all destroy it together.
             # Every set of operators and every transfer has a halo, so that this is the place that all of them come by.
             PETSc.garbage_cleanup(comm)
-            # At the end PETSc cleans up on those ranks alone where something waits, and they would wait for the others.
-            # What Python lets go of when differs between ranks: here something waits on all of them from now on.
-            PETSc.IS().createGeneral(np.zeros(0, dtype=PETSc.IntType), comm=comm)
+            _keep_all_until_the_end(comm)
             ends = np.cumsum(comm.allgather(owned))
             rank = np.searchsorted(ends, ghost_numbers, side="right")
             begin = np.concatenate([[0], ends])[rank]
