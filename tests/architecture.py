@@ -20,7 +20,7 @@ PACKAGE = "ctrlnet"
 # nothing of networks: what those two may import is said below.
 ORDER = (
     "operators", "controls", "formulas", "kernels", "dynamics", "integrators", "network", "fields", "objective",
-    "optimise", "transfer", "adapt", "report",
+    "transfer", "storage", "optimise", "adapt", "report",
 )
 ONLY = {"kernels": ("operators", "formulas"), "fields": ("operators",), "formulas": ("operators",)}
 # Within the kernels: text and arrays, then sweeps of one call, of formulas, and the solves that formulas need.
