@@ -76,14 +76,14 @@ def written_whole(path: str | os.PathLike, comm: MPI.Comm | None = None, keep: i
 
 
 def _on_root(comm: MPI.Comm | None, action: Callable[[], Any]) -> Any:
-    """Return on every rank what rank 0 gets from an action, or raise the OSError that it raises."""
+    """Return on every rank what rank 0 gets from an action, or raise what it raises."""
     if comm is None:
         return action()
     outcome, error = None, None
     if comm.rank == 0:
         try:
             outcome = action()
-        except OSError as raised:
+        except BaseException as raised:  # Ctrl-C too: the others wait for what rank 0 has to say
             error = raised
     outcome, error = comm.bcast((outcome, error))
     if error is not None:

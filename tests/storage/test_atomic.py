@@ -161,9 +161,9 @@ def test_what_rank_0_cannot_do_all_ranks_are_told(folder, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no folder"), written_whole(folder / "none" / "a", COMM_WORLD):
         pass
     if COMM_WORLD.rank == 0:
-        monkeypatch.setattr(atomic, "_synchronised", lambda path: os.fsync(-1))
-    with pytest.raises(OSError) as caught, written_whole(folder / "a.txt", COMM_WORLD):
+        monkeypatch.setattr(atomic, "_synchronised", lambda path: os.open(path / "none", os.O_RDONLY))
+    with pytest.raises(NotADirectoryError) as caught, written_whole(folder / "a.txt", COMM_WORLD):
         pass
-    assert caught.value.errno == errno.EBADF
+    assert caught.value.errno == errno.ENOTDIR
     COMM_WORLD.barrier()
     assert COMM_WORLD.allreduce(len(files(folder)), op=MPI.MAX) == 0
