@@ -16,9 +16,10 @@ from mpi4py import MPI
 
 from ctrlnet.controls import Controls, ControlsLike, as_controls
 from ctrlnet.errors import PropagationError
-from ctrlnet.fields.nodal import PixelMap, projection_to
+from ctrlnet.fields.inputs import NodalMap
 from ctrlnet.fields.sample import Sample
 from ctrlnet.network.network import Network
+from ctrlnet.objective.nodal_inputs import nodal_map_for
 from ctrlnet.objective.readout import Readout
 
 __all__ = ["AdaptiveDepth", "DepthError", "DepthEstimate", "adapt_depth"]
@@ -55,7 +56,7 @@ class AdaptiveDepth:
 
 def adapt_depth(
     network: Network, sample: Sample, m: ControlsLike, tolerance: float, *,
-    classifier: Readout | None = None, limit: int = 4096, projection: PixelMap | None = None,
+    classifier: Readout | None = None, limit: int = 4096, projection: NodalMap | None = None,
 ) -> AdaptiveDepth:
     r"""Return the network with the fewest steps whose time discretisation error is below a tolerance.
 
@@ -138,11 +139,11 @@ class _Final:
     """What is compared: final states (this rank's nodes), or scores (the same on every rank)."""
 
     def __init__(
-        self, network: Network, sample: Sample, m: Controls, classifier: Readout | None, projection: PixelMap | None
+        self, network: Network, sample: Sample, m: Controls, classifier: Readout | None, projection: NodalMap | None
     ):
         self._network, self._controls, self._classifier = network, m, classifier
         self._weights = None if classifier is None else classifier.arrays(m)
-        self._nodal = projection_to(network.space, sample.pixels, projection)(sample.values(0, len(sample)))
+        self._nodal = nodal_map_for(network, sample.inputs, projection).nodal(sample.inputs, 0, len(sample))
 
     def at(self, steps: int) -> tuple[np.ndarray | None, str]:
         """Return the values with a number of steps; or None, and why the propagation failed."""
@@ -152,12 +153,12 @@ class _Final:
         trajectory = net.sweep.trajectory(net.steps, block, keep=False)
         parts = []
         try:
-            for first in range(0, self._nodal.shape[1], block):
-                nodal = self._nodal[:, first : first + block]
-                net.lift_images(nodal, trajectory.initial)
+            for first in range(0, self._nodal.shape[2], block):
+                nodal = self._nodal[:, :, first : first + block]
+                net.opening.open(layers, nodal, trajectory.initial)
                 with np.errstate(over="ignore", invalid="ignore"):
-                    Y = net.sweep.forward(layers, net.step_sizes, trajectory)
-                    parts.append(self._values(Y, nodal.shape[1]))
+                    Y = net.sweep.forward(layers.in_time, net.step_sizes, trajectory)
+                    parts.append(self._values(Y, nodal.shape[2]))
         except PropagationError as error:
             return None, str(error)
         values = np.concatenate(parts, axis=-1)

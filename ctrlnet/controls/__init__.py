@@ -3,10 +3,11 @@
 from ctrlnet.controls.control_set import ControlSet
 from ctrlnet.controls.controls import Controls, ControlsLike, as_controls
 from ctrlnet.controls.coordinates import Coordinates, InnerProduct
+from ctrlnet.controls.numbers import numbers_space
 from ctrlnet.controls.parts import DistributedPart, Part, ReplicatedPart
 from ctrlnet.controls.spaces import ControlSpace
 
 __all__ = [
     "ControlSet", "ControlSpace", "Controls", "ControlsLike", "Coordinates", "DistributedPart", "InnerProduct", "Part",
-    "ReplicatedPart", "as_controls",
+    "ReplicatedPart", "as_controls", "numbers_space",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -36,12 +37,21 @@ class LayerControls:
         return cls(coefficients, biases, np.zeros((len(biases), 0)))
 
     @property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def arrays(self) -> tuple[np.ndarray, ...]:
         return self.coefficients, self.biases, self.parameters
 
-    def zeros(self) -> LayerControls:
+    @property
+    def in_time(self) -> LayerControls:
+        """The controls that sweeps take, where these hold others besides."""
+        return self
+
+    def of(self, *arrays: np.ndarray) -> Self:
+        """Return other values of the same controls."""
+        return type(self)(*arrays)
+
+    def zeros(self) -> Self:
         """Return the zero of the same shapes, in double precision."""
-        return LayerControls(*(np.zeros(a.shape) for a in self.arrays))
+        return self.of(*(np.zeros(a.shape) for a in self.arrays))
 
     def rows(self, chosen: slice) -> LayerControls:
         """Return some of the rows, as views."""
@@ -51,11 +61,11 @@ class LayerControls:
         """Return the rows of step k, as views."""
         return self.rows(slice(k * stages, (k + 1) * stages))
 
-    def __add__(self, other: LayerControls) -> LayerControls:
-        return LayerControls(*(a + b for a, b in zip(self.arrays, other.arrays, strict=True)))
+    def __add__(self, other: LayerControls) -> Self:
+        return self.of(*(a + b for a, b in zip(self.arrays, other.arrays, strict=True)))
 
-    def __mul__(self, number: float) -> LayerControls:
-        return LayerControls(*(number * a for a in self.arrays))
+    def __mul__(self, number: float) -> Self:
+        return self.of(*(number * a for a in self.arrays))
 
     __rmul__ = __mul__
 

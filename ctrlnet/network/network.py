@@ -1,4 +1,4 @@
-r"""A network: operators on a mesh, controls in time, dynamics, a time-stepping scheme and a lift."""
+r"""A network: operators on a mesh, controls in time, dynamics, a time-stepping scheme and an opening."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from ctrlnet.integrators import ForwardEuler
 from ctrlnet.integrators.base import Integrator
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.kernels.sweep import Sweep
+from ctrlnet.network.opening import FixedOpening, Opening
 from ctrlnet.operators.assembled import Operators
 
 __all__ = ["Network"]
 
 
 class Network:
-    r"""The discrete map (m, Y(0)) -> Y(T) of one mesh and one number of layers, m the controls in time.
+    r"""The discrete map (m, x) -> Y(T) of one mesh and one number of layers, Y(0) = O x.
 
     Because the controls multiply operators, the same ones run on any mesh: :meth:`on` returns the network
     with its operators assembled there.
@@ -39,15 +40,15 @@ class Network:
         Number N of time steps (layers), independent of the control cells. Default: one a control cell.
     dynamics, integrator
         Right-hand side and scheme; a pair that has no sweep is refused.
-    lift
-        Weights (C,) of :math:`Y_c(0) = lift_c \cdot image`. Default: the first feature is the image.
+    opening
+        O, see :class:`~ctrlnet.network.Opening`. Default: the first feature is the one channel of a grey image.
     precision
         ``"double"`` or ``"single"`` storage and arithmetic of states; sums are double.
 
     Raises
     ------
     ValueError
-        If the counts of operators or of learned parameters differ, steps < 1, or the lift has another length than C.
+        If the counts of operators or of learned parameters differ, steps < 1, or the opening has other features.
     """
 
     def __init__(
@@ -57,18 +58,18 @@ class Network:
         steps: int | None = None,
         dynamics: RightHandSide | None = None,
         integrator: Integrator | None = None,
-        lift: np.ndarray | None = None,
+        opening: Opening | None = None,
         precision: str = "double",
     ):
-        lift = np.eye(1, control_space.features).ravel() if lift is None else np.asarray(lift, dtype=float)
-        if lift.shape != (control_space.features,):
+        opening = FixedOpening.of_channels(control_space.features) if opening is None else opening
+        if opening.features != control_space.features:
             raise ValueError(
-                f"The lift needs one weight a feature, shape ({control_space.features},); received shape {lift.shape}."
-            )
+                f"The opening gives {opening.features} features, the controls have {control_space.features}; they must "
+                "agree.")
         self.operators = operators
         self.dynamics = Residual() if dynamics is None else dynamics
         self.integrator = ForwardEuler() if integrator is None else integrator
-        self.lift = lift
+        self.opening = opening
         self.precision = precision
         self._set_time(control_space, steps)
         self._engine = self.integrator.engine(self.dynamics, operators, control_space.features, precision)
@@ -95,8 +96,8 @@ class Network:
 
     @property
     def control_set(self) -> ControlSet:
-        """The controls in time."""
-        return self.control_space.control_set
+        """The controls in time, and the opening where it is learned."""
+        return self.control_space.control_set + self.opening.control_set
 
     @property
     def sweep(self) -> Sweep:
@@ -127,7 +128,7 @@ class Network:
     def on(self, V: WithGeometry) -> Network:
         """Return the same network on another space: operators rediscretised, controls unchanged."""
         return Network(
-            self.operators.on(V), self.control_space, self.steps, self.dynamics, self.integrator, self.lift,
+            self.operators.on(V), self.control_space, self.steps, self.dynamics, self.integrator, self.opening,
             self.precision)
 
     def with_depth(self, control_space: ControlSpace | None = None, steps: int | None = None) -> Network:
@@ -154,44 +155,48 @@ class Network:
         return out
 
     def layers(self, m: ControlsLike) -> LayerControls:
-        """Return the controls at the times at which the steps take them.
+        """Return the controls at the times at which the steps take them, with the opening where it is learned.
 
         Parameters
         ----------
         m
-            Controls or a mapping that holds those in time, perhaps among others; or all those in time in order.
+            Controls or a mapping that holds those of :attr:`control_set`, perhaps among others; or just these in order.
 
         Raises
         ------
         ValueError
-            If a control in time is missing, or is no Function in its space of :attr:`control_space`.
+            If a control is missing, or is no Function in its space.
         """
         return self.layers_of(self.control_set.arrays(m))
 
     def layers_of(self, arrays: Mapping[str, np.ndarray]) -> LayerControls:
         """Return :meth:`layers` of degrees of freedom by name; those of other controls are left out."""
-        return LayerControls(*self.control_space.sampled(self.sampling, arrays))
+        return self.opening.joined(self._in_time(arrays), arrays)
 
     def layers_adjoint(self, derivative: LayerControls) -> dict[str, np.ndarray]:
-        """Return derivatives with respect to the layers' values as those with respect to the controls in time.
+        """Return derivatives with respect to the layers' values as those with respect to the controls.
 
         They are arrays by name, as :meth:`ctrlnet.controls.ControlSet.cofunctions` takes them.
         """
-        return self.control_space.sampled_adjoint(self.sampling, *derivative.arrays)
+        return self._in_time_adjoint(derivative) | self.opening.derivatives(derivative)
+
+    def in_time(self, m: ControlsLike) -> LayerControls:
+        """Return :meth:`layers` of the controls in time alone, for a propagation from a given state."""
+        return self._in_time(self.control_space.control_set.arrays(m))
 
     def cofunctions(self, derivative: LayerControls) -> Controls:
-        """Return :meth:`layers_adjoint` as Cofunctions, in the duals of the controls' spaces."""
-        return self.control_set.cofunctions(self.layers_adjoint(derivative))
+        """Return derivatives with respect to :meth:`in_time` as Cofunctions, in the duals of the controls' spaces."""
+        return self.control_space.control_set.cofunctions(self._in_time_adjoint(derivative))
+
+    def _in_time(self, arrays: Mapping[str, np.ndarray]) -> LayerControls:
+        return LayerControls(*self.control_space.sampled(self.sampling, arrays))
+
+    def _in_time_adjoint(self, derivative: LayerControls) -> dict[str, np.ndarray]:
+        return self.control_space.sampled_adjoint(self.sampling, *derivative.in_time.arrays)
 
     def state_space(self, images: int) -> WithGeometry:
         """Return the space of C features for ``images`` images, image index fastest."""
         return VectorFunctionSpace(self.operators.mesh, self.space.ufl_element(), dim=self.features * images)
-
-    def lift_images(self, nodal: np.ndarray, out: np.ndarray) -> None:
-        """Write Y(0) = lift * image: nodal (owned, images) -> out (owned, C, images or more)."""
-        lift = self.lift.astype(out.dtype)[:, None]
-        np.multiply(lift, nodal[:, None, :], out=out[:, :, : nodal.shape[1]], casting="same_kind")
-        out[:, :, nodal.shape[1] :] = 0.0
 
 
 def _listed(names: Sequence[str]) -> str:

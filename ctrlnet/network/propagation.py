@@ -32,7 +32,7 @@ class PropagationBlock(Block):
         self.network = network
         self.state_space = Y0.function_space()
         self.images = self.state_space.value_size // network.features
-        for dependency in (*network.control_set.controls(m), Y0):
+        for dependency in (*network.control_space.control_set.controls(m), Y0):
             self.add_dependency(dependency)
 
     def _padded(self) -> int:
@@ -50,7 +50,7 @@ class PropagationBlock(Block):
     def _forward(self, inputs):
         *m, Y0 = inputs
         net = self.network
-        controls = net.layers(m)
+        controls = net.in_time(m)
         trajectory = net.sweep.trajectory(net.steps, self._padded())
         self._unpack(Y0.dat.data_ro, trajectory.initial)
         return controls, trajectory, net.sweep.forward(controls, net.step_sizes, trajectory)
@@ -58,7 +58,7 @@ class PropagationBlock(Block):
     def _tangent(self, tlm_inputs, controls, trajectory):
         net = self.network
         *dm, dY0 = tlm_inputs
-        direction = net.layers(net.control_set.filled(dm))
+        direction = net.in_time(net.control_space.control_set.filled(dm))
         tangent = net.sweep.trajectory(net.steps, self._padded())
         if dY0 is not None:
             self._unpack(dY0.dat.data_ro, tangent.initial)
@@ -119,7 +119,7 @@ def propagate(network: Network, m: ControlsLike, Y0: Function) -> Function:
     network
         The discrete map.
     m
-        Controls; those in time are taken, which may be all. See :meth:`ctrlnet.Network.layers`.
+        Controls; those in time are taken, which may be all. See :meth:`ctrlnet.Network.in_time`.
     Y0
         Initial state in ``network.state_space(images)``.
 
@@ -143,7 +143,7 @@ def propagate(network: Network, m: ControlsLike, Y0: Function) -> Function:
         )
     block = PropagationBlock(network, m, Y0)
     with stop_annotating():
-        result = block.recompute_component((*network.control_set.controls(m), Y0), None, 0, None)
+        result = block.recompute_component((*network.control_space.control_set.controls(m), Y0), None, 0, None)
     if annotate_tape():
         get_working_tape().add_block(block)
         block.add_output(result.create_block_variable())

@@ -1,15 +1,16 @@
 r"""What a mean over a sample is to the functionals and optimisers built on it, and what it asks of a readout.
 
-With :math:`F_i(u)` the features of image i for the controls in time u, and its scores :math:`c_i = W^T F_i(u) + \beta`,
+With :math:`F_c(u)` the features of column c for the controls in time u,
 
-.. math:: J(u, W, \beta) = \sum_i w_i\, \ell(c_i, y_i), \qquad \sum_i w_i = 1.
+.. math:: J(u, W, \beta) = \sum_c w_c\, \ell(W^T F_c(u) + \beta,\; y_c).
 
-The sum's terms are images; where the same image is seen on several meshes, each of them is a term.
+A column is an image, or a node of one where every node has scores of its own: see
+:mod:`~ctrlnet.objective.columns`. Where the same image is seen on several meshes, each of them is an image of the mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,10 +20,11 @@ from mpi4py import MPI
 
 from ctrlnet.controls import ControlSet
 from ctrlnet.fields.sample import Sample
-from ctrlnet.kernels.code.row_product import RowProduct
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.network.network import Network
-from ctrlnet.objective.chunks import Features
+from ctrlnet.objective.chunks import Chunk
+from ctrlnet.objective.columns import Columns, Features
+from ctrlnet.objective.image_split import ImageSplit
 from ctrlnet.objective.losses import Loss
 from ctrlnet.objective.point import Point
 from ctrlnet.objective.work import Work
@@ -47,12 +49,8 @@ class Average(Protocol):
         """All ranks: losses and derivatives are sums over them."""
 
     @property
-    def relative_weights(self) -> np.ndarray:
-        """The weights of all terms times their number, the same on every rank: ones for a plain mean."""
-
-    @property
-    def targets(self) -> np.ndarray:
-        """What the scores of all terms are compared with, the term the last index, the same on every rank."""
+    def count(self) -> int:
+        """Images of the mean."""
 
     def at(self, layers: LayerControls) -> Linearisation:
         """Return the mean at some controls in time; nothing is propagated before it is asked for."""
@@ -63,14 +61,17 @@ class Average(Protocol):
         ``replacing`` is an earlier result of this method that is done with: its storage is used again.
         """
 
-    def among(self, terms: np.ndarray, replacing: Any = None) -> Average:
-        """Return a mean over the terms of the given, increasing numbers, in their order; otherwise as :meth:`over`."""
+    def among(self, images: np.ndarray, replacing: Any = None) -> Average:
+        """Return a mean over the images of the mean of the given, increasing numbers; otherwise as :meth:`over`."""
 
     def scores(self, layers: LayerControls, W: np.ndarray, beta: np.ndarray) -> np.ndarray:
-        """Return the scores (K, terms) on every rank; not counted as training work, and no trajectory is lost by it."""
+        """Return the scores; not counted as training work, and no trajectory is lost by it.
+
+        Their shape is the columns': (K, images) on every rank where a column is an image.
+        """
 
     def accuracy(self, layers: LayerControls, W: np.ndarray, beta: np.ndarray) -> float:
-        """Return the weighted share of terms whose scores agree with their target."""
+        """Return the weighted share of columns whose scores agree with their target."""
 
 
 class Linearisation(Protocol):
@@ -97,16 +98,13 @@ class Linearisation(Protocol):
         """The derivative of every image by itself, where the network's steps give it."""
 
     def features(self, keep: bool = True) -> Features:
-        """Return the features of this rank's images; without ``keep`` no trajectory is kept for derivatives.
+        """Return the features of this rank's columns; without ``keep`` no trajectory is kept for derivatives.
 
         Raises
         ------
         PropagationError
             If a state is not finite.
         """
-
-    def whole_features(self) -> np.ndarray:
-        """Return the features (features, terms) of all images, on every rank."""
 
     def value(self, W: np.ndarray, beta: np.ndarray) -> float:
         """Return J. Raises :class:`~ctrlnet.PropagationError` if it is not finite."""
@@ -154,36 +152,47 @@ class Linearisation(Protocol):
 
 
 class ImageRows(Protocol):
-    """The ability to give the derivative of every image's scores by itself."""
+    """The ability to give the derivative of every image's scores by itself, where a column is an image."""
+
+    @property
+    def targets(self) -> np.ndarray:
+        """What all images' scores are compared with, the image the last index, the same on every rank."""
+
+    @property
+    def weights(self) -> np.ndarray:
+        """All images' weights in the mean, the same on every rank."""
+
+    def features(self) -> np.ndarray:
+        """Return the features (features, images) of all images, on every rank."""
 
     def rows(self, W: np.ndarray, dscores: np.ndarray) -> LayerControls:
-        r"""Return :math:`\partial (q_i \cdot c_i)/\partial u` of every term i.
+        r"""Return :math:`\partial (q_i \cdot c_i)/\partial u` of every image i.
 
         Parameters
         ----------
         dscores
-            One direction :math:`q_i` of the scores a term, (K, terms), on every rank.
+            One direction :math:`q_i` of the scores an image, (K, images), on every rank.
 
         Returns
         -------
         LayerControls
-            Its arrays have a last axis of terms.
+            Its arrays have a last axis of images.
         """
 
 
 class FeatureReadout(Protocol):
-    r"""What a mean asks of a readout: linear features of the final state, :math:`F = R\,Y(T)`, and the transpose.
+    r"""What a mean asks of a readout: columns of features linear in final states, and a classifier for them.
 
     Attributes
     ----------
     features
-        Number of features an image.
+        Number of features a column.
+    classes
+        K, the scores of a column.
     control_set
         The classifier W and beta, as controls.
     space
-        Scalar space of W. Readouts of several networks with the same space share a classifier.
-    restriction, restriction_adjoint
-        One rank's part of R and of its transpose, for kernels that run several chunks in one call.
+        Space of W. Readouts of several networks with the same space share a classifier.
     """
 
     network: Network
@@ -197,23 +206,24 @@ class FeatureReadout(Protocol):
     @property
     def features(self) -> int: ...
 
-    @property
-    def restriction(self) -> RowProduct: ...
-
-    @property
-    def restriction_adjoint(self) -> RowProduct: ...
-
     def arrays_of(self, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return W (features, K) and beta (K,) of degrees of freedom by name."""
 
     def by_name(self, W: np.ndarray, beta: np.ndarray) -> dict[str, np.ndarray]:
         """Return W and beta, or derivatives with respect to them, as arrays of degrees of freedom by name."""
 
-    def check(self, sample: Sample) -> None:
-        """Raise a ValueError if the targets of a sample are not those of this readout."""
+    def columns(self, sample: Sample, chunks: Sequence[Chunk], split: ImageSplit, most_bytes: int) -> Columns:
+        """Return the columns of a sample.
 
-    def restrict(self, Y: np.ndarray) -> np.ndarray:
-        """Return the features (features, images), in double, of a chunk Y (owned, C, images), summed over ranks."""
+        Parameters
+        ----------
+        chunks, split
+            The images of this ensemble member, and who has which.
+        most_bytes
+            The most bytes of targets and weights that are kept.
 
-    def restrict_adjoint(self, dF: np.ndarray, out: np.ndarray) -> None:
-        """Write the adjoint state at time T: dF (features, images) -> out (owned, C, images)."""
+        Raises
+        ------
+        ValueError
+            If the targets of the sample are not those of this readout.
+        """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from mpi4py import MPI
@@ -12,8 +12,9 @@ from mpi4py import MPI
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.kernels.sweep import ImageSweep, Trajectory
 from ctrlnet.network.network import Network
-from ctrlnet.objective.average import FeatureReadout, ImageRows, Linearisation
-from ctrlnet.objective.chunks import Chunk, Features
+from ctrlnet.objective.average import ImageRows, Linearisation
+from ctrlnet.objective.chunks import Chunk
+from ctrlnet.objective.columns import Columns, Features, ImageTerms, ReadInKernels, Terms
 from ctrlnet.objective.image_split import ImageSplit
 from ctrlnet.objective.losses import Loss
 from ctrlnet.objective.point import Point
@@ -24,9 +25,10 @@ __all__ = ["SampleLinearisation"]
 
 @dataclass(frozen=True)
 class _Scored:
-    """This rank's images of a chunk, their scores and the change of these along a direction."""
+    """This rank's columns of a chunk, their scores and the change of these along a direction."""
 
     chunk: Chunk
+    terms: Terms
     trajectory: Trajectory
     features: np.ndarray
     change_of_features: np.ndarray
@@ -36,7 +38,7 @@ class _Scored:
     @property
     def at(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The arguments of the loss's derivatives."""
-        return self.scores, self.chunk.targets, self.chunk.weights
+        return self.scores, self.terms.targets, self.terms.weights
 
 
 class SampleLinearisation(Linearisation):
@@ -46,15 +48,15 @@ class SampleLinearisation(Linearisation):
     ----------
     layers
         The controls in time.
-    trajectories, readout, loss, split
+    trajectories, columns, loss, split
         Of the average.
     """
 
     def __init__(
-        self, layers: LayerControls, trajectories: Trajectories, readout: FeatureReadout, loss: Loss, split: ImageSplit
+        self, layers: LayerControls, trajectories: Trajectories, columns: Columns, loss: Loss, split: ImageSplit
     ):
         self.layers = layers
-        self._trajectories, self._readout, self._loss, self._split = trajectories, readout, loss, split
+        self._trajectories, self._columns, self._loss, self._split = trajectories, columns, loss, split
         self._mark = Mark()
         self._features: Features | None = None  # held where all trajectories are
 
@@ -63,51 +65,46 @@ class SampleLinearisation(Linearisation):
         return self._trajectories.network
 
     @property
+    def _together(self) -> ReadInKernels | None:
+        """The readout as kernels take it, where all chunks run in one call of theirs."""
+        return self._columns.in_kernels if self._trajectories.together else None
+
+    @property
     def count(self) -> int:
         """Images of the sample."""
         return self._split.count
 
     # Features.
 
-    def _restricted(self, chunk: Chunk, state: np.ndarray) -> np.ndarray:
-        return np.asarray(self._readout.restrict(state)[:, : chunk.stop - chunk.start], dtype=float)
-
-    def _own(self, chunk: Chunk, state: np.ndarray) -> np.ndarray:
-        return self._restricted(chunk, state)[:, chunk.mine]
-
     def features(self, keep: bool = True) -> Features:
         if self._features is not None:
             return self._features
-        walk, images = self._trajectories, Features.of_chunks(self._trajectories.chunks)
-        if keep and walk.together:
-            values = walk.propagate_together(self.layers, self._mark, self._readout.restriction)
-            values = values[:, : images.weights.size]
+        walk, columns, terms = self._trajectories, self._columns, self._columns.all_terms()
+        if keep and self._together is not None:
+            values = walk.propagate_together(self.layers, self._mark, self._together.forward)
+            values = values[:, : terms.weights.size]
         else:
-            parts = [self._own(*each) for each in walk.propagate(self.layers, self._mark, keep)]
+            parts = [columns.features(*each) for each in walk.propagate(self.layers, self._mark, keep)]
             values = np.concatenate(parts, axis=1)
         self._trajectories.check_finite(values.sum())
-        out = images.with_values(values)
+        out = Features(values, terms)
         if keep and walk.plan.keeps_all:
             self._features = out
         return out
 
-    def whole_features(self) -> np.ndarray:
-        parts = [self._restricted(chunk, trajectory.final)
-                 for chunk, trajectory in self._trajectories.visit(self.layers, self._mark)]
-        return self._split.whole_sample(np.concatenate(parts, axis=1))
-
     # Values and derivatives.
 
     def value(self, W: np.ndarray, beta: np.ndarray) -> float:
-        walk = self._trajectories
+        walk, columns = self._trajectories, self._columns
         if walk.plan.keeps_all:
-            images = self.features()
-            scores = W.T @ images.values
+            values = self.features().values
+            parts = ((chunk, values[:, columns.own(chunk)]) for chunk in walk.chunks)
         else:  # the features of a large sample are not held
-            images = Features.of_chunks(walk.chunks)
-            parts = [W.T @ self._own(*each) for each in walk.propagate(self.layers, self._mark)]
-            scores = np.concatenate(parts, axis=1)
-        total = self._loss.value(scores + beta[:, None], images.targets, images.weights)
+            parts = ((each[0], columns.features(*each)) for each in walk.propagate(self.layers, self._mark))
+        total = 0.0
+        for chunk, F in parts:
+            terms = columns.terms(chunk)
+            total += self._loss.value(W.T @ F + beta[:, None], terms.targets, terms.weights)
         self._trajectories.check_finite(total)
         return self._split.comm.allreduce(total)
 
@@ -130,35 +127,32 @@ class SampleLinearisation(Linearisation):
     ) -> LayerControls:
         """Return the controls' part; ``seen`` is handed the features and the scores' adjoint of every chunk."""
         walk = self._trajectories
+        columns = self._columns
         known = self._features if walk.holds(self._mark) else None
         walk.count("adjoint")
 
         def scores_adjoint(chunk: Chunk, final: np.ndarray | None) -> np.ndarray:
-            F = self._own(chunk, final) if known is None else known.values[:, chunk.own]
-            dscores = self._loss.gradient(W.T @ F + beta[:, None], chunk.targets, chunk.weights)
+            F = columns.features(chunk, final) if known is None else known.values[:, columns.own(chunk)]
+            terms = columns.terms(chunk)
+            dscores = self._loss.gradient(W.T @ F + beta[:, None], terms.targets, terms.weights)
             seen(F, dscores)
             return dscores
 
-        if known is not None and walk.together:
+        if known is not None and self._together is not None:
             dscores = np.concatenate([scores_adjoint(chunk, None) for chunk in walk.chunks], axis=1)
-            out = walk.adjoint_together(self.layers, self._readout.restriction_adjoint, W @ dscores)
+            out = walk.adjoint_together(self.layers, self._together.adjoint, W @ dscores)
         else:
             out = walk.adjoint(
-                self.layers, self._mark, lambda chunk, final: self._final_adjoint(W, scores_adjoint(chunk, final)))
+                self.layers, self._mark,
+                lambda chunk, final: self._final_adjoint(chunk, (W, scores_adjoint(chunk, final))))
         self._split.sum(*out.arrays)
         self._trajectories.check_finite(sum(a.sum() for a in out.arrays))
         return out
 
-    def _final_adjoint(self, W: np.ndarray, dscores: np.ndarray) -> np.ndarray:
-        """Return lambda_N of a chunk from this rank's part of the scores' adjoint."""
-        return self._adjoint_state(W @ self._split.whole_chunk(dscores))
-
-    def _adjoint_state(self, dfeatures: np.ndarray, number: int = 0) -> np.ndarray:
-        """Return lambda_N of a chunk from the features' adjoint (features, images): the transposed readout."""
-        storage = self._trajectories.storage
-        lam, dF = storage.adjoint(number), np.zeros((dfeatures.shape[0], storage.images))
-        dF[:, : dfeatures.shape[1]] = dfeatures
-        self._readout.restrict_adjoint(dF, lam)
+    def _final_adjoint(self, chunk: Chunk, *pairs: tuple[np.ndarray, np.ndarray], number: int = 0) -> np.ndarray:
+        """Return lambda_N of a chunk from this rank's part of the scores' adjoint: see :meth:`Columns.pull`."""
+        lam = self._trajectories.storage.adjoint(number)
+        self._columns.pull(chunk, lam, *pairs)
         return lam
 
     def _scored(self, W: np.ndarray, beta: np.ndarray, direction: Point) -> Iterator[_Scored]:
@@ -167,11 +161,13 @@ class SampleLinearisation(Linearisation):
         walk.count("tangent")
         tangent = walk.storage.tangent
         for chunk, trajectory in walk.visit(self.layers, self._mark):
-            tangent.initial[:] = 0.0
-            final = network.sweep.tangent(self.layers, direction.layers, network.step_sizes, trajectory, tangent)
-            F, dF = self._own(chunk, trajectory.final), self._own(chunk, final)
+            network.opening.open_tangent(direction.layers, walk.inputs[chunk], tangent.initial)
+            final = network.sweep.tangent(
+                self.layers.in_time, direction.layers.in_time, network.step_sizes, trajectory, tangent)
+            F, dF = (self._columns.features(chunk, state) for state in (trajectory.final, final))
             change = W.T @ dF + direction.W.T @ F + direction.beta[:, None]
-            yield _Scored(chunk, trajectory, F, dF, W.T @ F + beta[:, None], change)
+            terms = self._columns.terms(chunk)
+            yield _Scored(chunk, terms, trajectory, F, dF, W.T @ F + beta[:, None], change)
 
     def tangent(self, W: np.ndarray, beta: np.ndarray, direction: Point) -> float:
         total = sum(float((self._loss.gradient(*each.at) * each.change).sum())
@@ -186,10 +182,12 @@ class SampleLinearisation(Linearisation):
             g, dg = self._loss.gradient(*each.at), self._loss.hessian(*each.at, each.change)
             np.add(out.W, each.features @ dg.T + each.change_of_features @ g.T, out=out.W)
             np.add(out.beta, dg.sum(axis=1), out=out.beta)
-            g, dg = self._split.whole_chunk(g), self._split.whole_chunk(dg)
-            lam, dlam = self._adjoint_state(W @ g), self._adjoint_state(W @ dg + direction.W @ g, 1)
-            out.layers.add(network.sweep.second_order(
-                self.layers, direction.layers, network.step_sizes, each.trajectory, walk.storage.tangent, lam, dlam))
+            lam = self._final_adjoint(each.chunk, (W, g))
+            dlam = self._final_adjoint(each.chunk, (W, dg), (direction.W, g), number=1)
+            out.layers.in_time.add(network.sweep.second_order(
+                self.layers.in_time, direction.layers.in_time, network.step_sizes, each.trajectory,
+                walk.storage.tangent, lam, dlam))
+            network.opening.pull(dlam, walk.inputs[each.chunk], out.layers)
         self._split.sum(*out.arrays)
         return out
 
@@ -198,17 +196,17 @@ class SampleLinearisation(Linearisation):
         out = Point(self.layers, W, beta).zeros()
         for each in self._scored(W, beta, direction):
             dg = self._loss.hessian(*each.at, each.change)
-            out.layers.add(self._pulled(W, each.trajectory, dg))
+            self._pull_back(W, each, dg, out.layers)
             np.add(out.W, each.features @ dg.T, out=out.W)
             np.add(out.beta, dg.sum(axis=1), out=out.beta)
         self._split.sum(*out.arrays)
         self._trajectories.check_finite(sum(float(a.sum()) for a in out.arrays))
         return out
 
-    def _pulled(self, W: np.ndarray, trajectory: Trajectory, dscores: np.ndarray) -> LayerControls:
-        """Return one chunk's derivative from this rank's part of the scores' adjoint."""
-        network = self._network
-        return network.sweep.adjoint(self.layers, network.step_sizes, trajectory, self._final_adjoint(W, dscores))
+    def _pull_back(self, W: np.ndarray, at: _Scored, dscores: np.ndarray, total: LayerControls) -> None:
+        """Add one chunk's derivative from this rank's part of the scores' adjoint."""
+        lam = self._final_adjoint(at.chunk, (W, dscores))
+        self._trajectories.pulled_back(self.layers, at.chunk, at.trajectory, lam, total)
 
     def coupling(
         self, W: np.ndarray, beta: np.ndarray, direction: LayerControls
@@ -225,10 +223,11 @@ class SampleLinearisation(Linearisation):
         def complete(reaction: np.ndarray) -> LayerControls:
             self._trajectories.count("adjoint")
             out = self.layers.zeros()
-            again = self._trajectories.visit(self.layers, self._mark)
-            for (_, trajectory), each in zip(again, seen, strict=True):
+            visited = self._trajectories.visit(self.layers, self._mark)
+            for (_, trajectory), each in zip(visited, seen, strict=True):
                 change = each.change + reaction[:-1].T @ each.features + reaction[-1][:, None]
-                out.add(self._pulled(W, trajectory, self._loss.hessian(*each.at, change)))
+                again = replace(each, trajectory=trajectory)
+                self._pull_back(W, again, self._loss.hessian(*each.at, change), out)
             self._split.sum(*out.arrays)
             self._trajectories.check_finite(sum(float(a.sum()) for a in out.arrays))
             return out
@@ -237,24 +236,40 @@ class SampleLinearisation(Linearisation):
 
     @property
     def imagewise(self) -> ImageRows | None:
-        sweep = self._network.sweep.imagewise
-        return None if sweep is None else _Rows(self, sweep)
+        sweep, terms = self._network.sweep.imagewise, self._columns.by_image
+        return None if sweep is None or terms is None else _Rows(self, sweep, terms)
 
 
 class _Rows(ImageRows):
     """Each image's own derivative by the sweep that gives it."""
 
-    def __init__(self, at: SampleLinearisation, sweep: ImageSweep):
-        self._at, self._sweep = at, sweep
+    def __init__(self, at: SampleLinearisation, sweep: ImageSweep, terms: ImageTerms):
+        self._at, self._sweep, self._terms = at, sweep, terms
+
+    @property
+    def targets(self) -> np.ndarray:
+        return self._terms.targets
+
+    @property
+    def weights(self) -> np.ndarray:
+        return self._terms.weights
+
+    def features(self) -> np.ndarray:
+        at = self._at
+        parts = [self._terms.all_features(chunk, trajectory.final)
+                 for chunk, trajectory in at._trajectories.visit(at.layers, at._mark)]
+        return at._split.whole_sample(np.concatenate(parts, axis=1))
 
     def rows(self, W: np.ndarray, dscores: np.ndarray) -> LayerControls:
         at, parts = self._at, []
         at._trajectories.count("adjoint")
         for chunk, trajectory in at._trajectories.visit(at.layers, at._mark):
-            lam = at._adjoint_state(W @ dscores[:, chunk.start : chunk.stop])
-            part = self._sweep.adjoint_each(at.layers, at._network.step_sizes, trajectory, lam)
-            parts.append([a[..., : chunk.stop - chunk.start] for a in part.arrays])
-        return LayerControls(*(self._of_all(np.concatenate(column, axis=-1)) for column in zip(*parts, strict=True)))
+            lam = at._trajectories.storage.adjoint()
+            self._terms.pull_all(lam, W @ dscores[:, chunk.start : chunk.stop])
+            in_time = self._sweep.adjoint_each(at.layers.in_time, at._network.step_sizes, trajectory, lam)
+            opening = at._network.opening.pull_each(lam, at._trajectories.inputs[chunk])
+            parts.append([a[..., : chunk.images] for a in (*in_time.arrays, *opening)])
+        return at.layers.of(*(self._of_all(np.concatenate(column, axis=-1)) for column in zip(*parts, strict=True)))
 
     def _of_all(self, rows: np.ndarray) -> np.ndarray:
         """Return an array (..., images) of all images, summed over the mesh's ranks, from this member's part."""

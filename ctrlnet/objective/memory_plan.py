@@ -37,8 +37,14 @@ class MemoryPlan:
         return self.kept >= self.chunks
 
     @classmethod
-    def within(cls, limit: int, sweep: Sweep, steps: int, images: int, chunks: int, comm: MPI.Comm) -> MemoryPlan:
-        """Return the plan for ``chunks`` chunks of ``images`` images in ``limit`` bytes a rank. Collective."""
+    def within(
+        cls, limit: int, taken: int, sweep: Sweep, steps: int, images: int, chunks: int, comm: MPI.Comm
+    ) -> MemoryPlan:
+        """Return the plan for ``chunks`` chunks of ``images`` images in ``limit`` bytes a rank. Collective.
+
+        ``taken`` bytes of the limit are in use already, by kept inputs and targets.
+        """
+        limit -= comm.allreduce(taken, op=MPI.MAX)
         trajectory, state = (comm.allreduce(sweep.trajectory_bytes(n, images), op=MPI.MAX) for n in (steps, 0))
         chunks = comm.allreduce(chunks, op=MPI.MAX)
         if trajectory > limit:

@@ -50,23 +50,18 @@ class _Levels(Average):
         return self.averages[0].comm
 
     @property
-    def relative_weights(self) -> np.ndarray:
-        counts = np.diff(self._edges)
-        return np.repeat(self.weights * (self._edges[-1] / counts), counts)
-
-    @property
-    def targets(self) -> np.ndarray:
-        return np.concatenate([average.targets for average in self.averages], axis=-1)
+    def count(self) -> int:
+        return int(self._edges[-1])
 
     def at(self, layers: LayerControls) -> WeightedLinearisation:
         return WeightedLinearisation(
             layers, self.weights, [average.at(layers) for average in self.averages], self._edges[:-1])
 
-    def among(self, terms: np.ndarray, replacing: DrawnAverage | None = None) -> DrawnAverage:
-        levels = np.searchsorted(self._edges, terms, side="right") - 1
+    def among(self, images: np.ndarray, replacing: DrawnAverage | None = None) -> DrawnAverage:
+        levels = np.searchsorted(self._edges, images, side="right") - 1
         earlier = {} if replacing is None else replacing.on_level
         parts = {
-            int(level): self.averages[level].over(terms[levels == level] - self._edges[level], earlier.get(int(level)))
+            int(level): self.averages[level].over(images[levels == level] - self._edges[level], earlier.get(int(level)))
             for level in np.unique(levels)
         }
         return DrawnAverage(parts, self.sample)

@@ -12,14 +12,13 @@ from firedrake.adjoint import Control, ReducedFunctional
 from pyadjoint import AdjFloat, Block, annotate_tape, get_working_tape, stop_annotating
 
 from ctrlnet.controls import Controls, ControlSet, ControlsLike, Coordinates, as_controls
-from ctrlnet.fields.nodal import PixelMap
+from ctrlnet.fields.inputs import NodalMap
 from ctrlnet.fields.sample import Sample
 from ctrlnet.objective.average import Average
 from ctrlnet.objective.losses import Loss
 from ctrlnet.objective.objective import Objective, ObjectiveAt
 from ctrlnet.objective.point import Point
-from ctrlnet.objective.readout import Readout
-from ctrlnet.objective.regularisation import Regularisation
+from ctrlnet.objective.regularisation import Regularisation, RegularisedReadout
 from ctrlnet.objective.sample_average import SampleAverage
 from ctrlnet.objective.work import Work
 from ctrlnet.own_tape import own_tape
@@ -93,7 +92,7 @@ class TrainingProblem:
         The training sample.
     loss
         Default: softmax cross-entropy.
-    control_size, control_roughness, control_scales, weights_gradient, weights_size
+    control_size, control_roughness, control_scales, weights_gradient, weights_size, opening_size
         Of R: see :class:`~ctrlnet.objective.regularisation.Regularisation`. A regulariser of one's own is UFL added to
         :meth:`average_loss`.
     memory_limit
@@ -106,17 +105,17 @@ class TrainingProblem:
     """
 
     def __init__(
-        self, readout: Readout, sample: Sample, loss: Loss | None = None, *, control_size: float = 1e-4,
+        self, readout: RegularisedReadout, sample: Sample, loss: Loss | None = None, *, control_size: float = 1e-4,
         control_roughness: float = 0.0, control_scales: Sequence[float] | None = None, weights_gradient: float = 1e-4,
-        weights_size: float = 1e-4, memory_limit: int = 2**30, work: Work | None = None,
+        weights_size: float = 1e-4, opening_size: float = 1e-4, memory_limit: int = 2**30, work: Work | None = None,
         ensemble: Ensemble | None = None,
     ):
         self.readout = readout
         self.network = readout.network
         self.average: Average = SampleAverage(readout, sample, loss, memory_limit, work, ensemble)
         self.regularisation = Regularisation(
-            self.network.control_space, readout, control_size, control_roughness, control_scales, weights_gradient,
-            weights_size)
+            self.network, readout, control_size, control_roughness, control_scales, weights_gradient, weights_size,
+            opening_size)
 
     @property
     def work(self) -> Work:
@@ -128,21 +127,28 @@ class TrainingProblem:
         return self.network.control_set + self.readout.control_set
 
     def controls(self, rng: np.random.Generator | None = None, scale: float = 0.1) -> Controls:
-        """Return all controls: zero, or s drawn from ``rng`` with standard deviation ``scale``."""
+        """Return all controls: zero, or s drawn from ``rng`` with standard deviation ``scale``.
+
+        A learned opening has its start.
+        """
         space = self.network.control_space
         in_time = space.zero() if rng is None else space.random(rng, scale)
-        return in_time.extended(self.readout.zero())
+        return in_time.extended(self.network.opening.first()).extended(self.readout.zero())
 
     def with_classifier(self, m: ControlsLike) -> Controls:
-        """Return all controls of what may be those in time alone: a classifier that is missing is zero.
+        """Return all controls of what may be those in time alone.
+
+        A classifier that is missing is zero, a learned opening has its start.
 
         Raises
         ------
         ValueError
             If a control in time is missing, or one is no Function in its space.
         """
-        given = as_controls(m, self.network.control_set.names, self.control_set.names)
-        missing = self.readout.zero().by_name()
+        network = self.network
+        given = as_controls(
+            m, network.control_space.control_set.names, network.control_set.names, self.control_set.names)
+        missing = network.opening.first().by_name() | self.readout.zero().by_name()
         return self.control_set.controls(missing | given.by_name())
 
     def coordinates(
@@ -215,7 +221,7 @@ class TrainingProblem:
         out.average = average
         return out
 
-    def on_sample(self, sample: Sample, projection: PixelMap | None = None) -> SampleAverage:
+    def on_sample(self, sample: Sample, projection: NodalMap | None = None) -> SampleAverage:
         """Return the average loss over another sample, with work counted apart."""
         return SampleAverage(
             self.readout, sample, self.average.loss, ensemble=self.average.ensemble, projection=projection)

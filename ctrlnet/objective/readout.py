@@ -2,18 +2,16 @@ r"""The classifier W as fields on a mesh: scores :math:`c_k = \int_\Omega w_k \c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache, cached_property
+from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
 import ufl
 from firedrake import (
-    COMM_SELF,
     Constant,
     TestFunction,
     TrialFunction,
-    UnitIntervalMesh,
     VectorFunctionSpace,
     assemble,
     dx,
@@ -24,17 +22,22 @@ from firedrake.functionspaceimpl import WithGeometry
 from mpi4py import MPI
 from pyadjoint import stop_annotating
 
-from ctrlnet.controls import Controls, ControlSet, ControlsLike, DistributedPart, ReplicatedPart
+from ctrlnet.controls import Controls, ControlsLike, DistributedPart
 from ctrlnet.fields.sample import Sample
 from ctrlnet.kernels.code.row_product import RowProduct
 from ctrlnet.network.network import Network
+from ctrlnet.objective.chunks import Chunk
+from ctrlnet.objective.columns import ReadInKernels
+from ctrlnet.objective.image_columns import ImageColumns
+from ctrlnet.objective.image_split import ImageSplit
+from ctrlnet.objective.readout_controls import ReadoutControls, check_regularisation
 from ctrlnet.operators.forms import lumped_dx
 from ctrlnet.operators.intergrid import interpolation_matrix
 
 __all__ = ["Readout"]
 
 
-class Readout:
+class Readout(ReadoutControls):
     r"""Scores of a network's final state, with W in a readout space of its own.
 
     With P the interpolation from the readout space to the network's space and :math:`M_L` its lumped mass, the
@@ -47,7 +50,7 @@ class Readout:
     network
         Gives C, the space of Y and its mass.
     classes
-        K, at least 2.
+        K, at least 1: classes, or the components of a target that is a vector of numbers.
     space
         Scalar readout space. Default: the network's own. Otherwise one that covers the network's mesh, for example on
         a coarser mesh of the same domain; on a curved surface, on a coarser level of the mesh's own hierarchy, such as
@@ -67,61 +70,28 @@ class Readout:
     Raises
     ------
     ValueError
-        If there are fewer than 2 classes, the readout space is not scalar or is that of constants, or its mesh does
+        If there is no class, the readout space is not scalar or is that of constants, or its mesh does
         not cover the network's.
     """
 
     def __init__(self, network: Network, classes: int, space: WithGeometry | None = None):
-        if classes < 2:
-            raise ValueError(f"A classifier needs at least 2 classes, received {classes!r}.")
-        self.network = network
-        self.classes = classes
+        if classes < 1:
+            raise ValueError(f"A readout needs at least one class or component, received {classes!r}.")
         self.space = network.space if space is None else _checked(space)
-        self.comm = network.comm
-        C = network.features
-        self.weights_space = VectorFunctionSpace(self.space.mesh(), self.space.ufl_element(), dim=C * classes)
-        self.bias_space = _numbers(classes)
-        part = DistributedPart("W", self.weights_space)
-        self.control_set = ControlSet([part, ReplicatedPart("beta", self.bias_space)])
-        self.nodes, self._first = part.rows, part.first
+        components = network.features * classes
+        part = DistributedPart("W", VectorFunctionSpace(self.space.mesh(), self.space.ufl_element(), dim=components))
+        super().__init__(network, classes, part)
+        self._first = part.first
         self._restriction = self._assembled()
 
     def on(self, network: Network, space: WithGeometry | None = None) -> Readout:
         """Return the readout of another network, in ``space`` (default: this readout's space)."""
         return Readout(network, self.classes, self.space if space is None else space)
 
-    def check(self, sample: Sample) -> None:
-        """Raise a ValueError if a sample has other classes than this readout."""
-        if sample.classes != self.classes:
-            raise ValueError(f"The sample has {sample.classes} classes, the readout {self.classes}; they must agree.")
-
-    @property
-    def features(self) -> int:
-        """Number of features an image."""
-        return self.nodes * self.network.features
-
-    def zero(self) -> Controls:
-        """Return the classifier (W, beta) that is zero."""
-        return self.control_set.zero()
-
-    def arrays(self, m: ControlsLike) -> tuple[np.ndarray, np.ndarray]:
-        """Return a classifier as W (features, K), in the global numbering of nodes, and beta (K,), on every rank."""
-        return self.arrays_of(self.control_set.arrays(m))
-
-    def arrays_of(self, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return :meth:`arrays` of degrees of freedom by name; those of other controls are left out."""
-        return arrays["W"].reshape(self.features, self.classes), arrays["beta"].ravel()
-
-    def by_name(self, W: np.ndarray, beta: np.ndarray) -> dict[str, np.ndarray]:
-        """Return W (features, K) and beta (K,), or derivatives with respect to them, as arrays of degrees of freedom.
-
-        The inverse of :meth:`arrays_of`.
-        """
-        return {"W": W.reshape(self.nodes, -1), "beta": beta.reshape(1, -1)}
-
-    def classifier(self, W: np.ndarray, beta: np.ndarray) -> Controls:
-        """Return the classifier of arrays W (features, K) and beta (K,)."""
-        return self.control_set.functions(self.by_name(W, beta))
+    def columns(self, sample: Sample, chunks: Sequence[Chunk], split: ImageSplit, most_bytes: int) -> ImageColumns:
+        """Return the columns of a sample, its images; see :class:`~ctrlnet.objective.average.FeatureReadout`."""
+        self.check(sample)
+        return ImageColumns(self, sample.targets.of_images(), chunks, split, most_bytes)
 
     # Features of a chunk and their transpose.
 
@@ -136,25 +106,23 @@ class Readout:
         return (sp.diags(mass) @ P).T.tocsr()
 
     @cached_property
-    def restriction(self) -> RowProduct:
-        """The map :meth:`restrict` of one rank: (owned, C, images) -> (readout nodes, C, images) in double."""
-        return RowProduct(self._restriction, self.network.sweep.dtype, np.float64, self.comm)
-
-    @cached_property
-    def restriction_adjoint(self) -> RowProduct:
-        """The transpose of :attr:`restriction`, from double precision to the sweep's."""
-        return RowProduct(self._restriction.T.tocsr(), np.float64, self.network.sweep.dtype, self.comm)
+    def in_kernels(self) -> ReadInKernels:
+        """One rank's part of :meth:`restrict` and of its transpose."""
+        kind = self.network.sweep.dtype
+        return ReadInKernels(
+            RowProduct(self._restriction, kind, np.float64, self.comm),
+            RowProduct(self._restriction.T.tocsr(), np.float64, kind, self.comm))
 
     def restrict(self, Y: np.ndarray) -> np.ndarray:
         """Return the features (features, images), in double, of a chunk Y (owned, C, images), summed over ranks."""
-        F = self.restriction(Y, np.empty((self.nodes, *Y.shape[1:])))
+        F = self.in_kernels.forward(Y, np.empty((self.nodes, *Y.shape[1:])))
         if self.comm.size > 1:
             self.comm.Allreduce(MPI.IN_PLACE, F)
         return F.reshape(-1, Y.shape[-1])
 
     def restrict_adjoint(self, dF: np.ndarray, out: np.ndarray) -> None:
         """Write the adjoint state at time T, V*: dF (features, images) -> out (owned, C, images)."""
-        self.restriction_adjoint(dF.reshape(self.nodes, *out.shape[1:]), out)
+        self.in_kernels.adjoint(dF.reshape(self.nodes, *out.shape[1:]), out)
 
     # Regularisation and transfer.
 
@@ -167,7 +135,7 @@ class Readout:
 
         The part of W is a form on the readout mesh, the part of beta one on its own: a pair.
         """
-        _check_weights(gradient, size)
+        check_regularisation(gradient, size)
         W, beta = self.control_set.controls(m)
         rho, epsilon = Constant(gradient), Constant(size)
         field = rho / 2 * inner(grad(W), grad(W)) * dx + epsilon / 2 * inner(W, W) * lumped_dx()
@@ -175,7 +143,7 @@ class Readout:
 
     def regularisation_matrix(self, gradient: float = 0.0, size: float = 0.0) -> sp.csc_matrix:
         r"""Return :math:`\rho K + \epsilon M_L` on the readout space, all rows on every rank."""
-        _check_weights(gradient, size)
+        check_regularisation(gradient, size)
         u, v = TrialFunction(self.space), TestFunction(self.space)
         form = Constant(gradient) * inner(grad(u), grad(v)) * dx + Constant(size) * u * v * lumped_dx()
         start, columns, values = assemble(form).petscmat.getValuesCSR()
@@ -216,14 +184,3 @@ def _checked(space: WithGeometry) -> WithGeometry:
             "cell that covers the domain."
         )
     return space
-
-
-@cache
-def _numbers(count: int) -> WithGeometry:
-    """Return the space of so many numbers, one for all readouts: a classifier's biases belong to no mesh."""
-    return VectorFunctionSpace(UnitIntervalMesh(1, comm=COMM_SELF), "DG", 0, dim=count)
-
-
-def _check_weights(gradient: float, size: float) -> None:
-    if gradient < 0 or size < 0:
-        raise ValueError(f"Regularisation weights must not be negative, received gradient={gradient!r}, size={size!r}.")

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 
-from ctrlnet.controls import ControlSpace, InnerProduct
-from ctrlnet.objective.readout import Readout
+from ctrlnet.controls import Controls, ControlsLike, InnerProduct
+from ctrlnet.network.network import Network
+from ctrlnet.objective.average import FeatureReadout
 
-__all__ = ["Penalty", "Regularisation"]
+__all__ = ["Penalty", "Regularisation", "RegularisedReadout"]
+
+
+class RegularisedReadout(FeatureReadout, Protocol):
+    """A readout with a classifier to be trained: a regularisation of it, and Functions for it."""
+
+    def zero(self) -> Controls:
+        """Return the classifier (W, beta) that is zero."""
+
+    def classifier(self, W: np.ndarray, beta: np.ndarray) -> Controls:
+        """Return the classifier of arrays W (features, K) and beta (K,)."""
+
+    def arrays(self, m: ControlsLike) -> tuple[np.ndarray, np.ndarray]:
+        """Return a classifier as W (features, K) and beta (K,), on every rank."""
+
+    def regularisation_matrix(self, gradient: float = 0.0, size: float = 0.0) -> sp.csc_matrix:
+        """Return the matrix of W's regularisation over its rows, the same on every rank."""
+
+    def prolong(self, m: ControlsLike, target: Any) -> Controls:
+        """Return the classifier for the readout of another mesh."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +66,22 @@ class Regularisation:
 
         R = \frac{\alpha}{2}\int \sum_j \omega_j^2 |s_j|^2+|b|^2\,dt
         + \frac{\gamma}{2}\int \sum_j \omega_j^2 |\dot s_j|^2+|\dot b|^2\,dt
-        + \frac{\rho}{2} \int |\nabla W|^2\,dx + \frac{\epsilon}{2} \Bigl(\int |W|^2\,dx + |\beta|^2\Bigr),
+        + \frac{\rho}{2} \int |\nabla W|^2\,dx + \frac{\epsilon}{2} \Bigl(\int |W|^2\,dx + |\beta|^2\Bigr)
+        + \frac{\kappa}{2} |O|^2,
 
-    learned parameters as b. Every component of a control has the same scalar matrix, so a penalty costs a few small
+    learned parameters as b, O a learned opening. Every component of a control has the same scalar matrix, so a penalty costs a few small
     products, while assembling its form would cost more than the propagation of a hundred images.
 
     Parameters
     ----------
+    network, readout
+        Of the controls.
     control_size, control_roughness, control_scales
         alpha, gamma and omega; see :meth:`ctrlnet.ControlSpace.regularisation`.
     weights_gradient, weights_size
         rho and epsilon; see :meth:`ctrlnet.Readout.regularisation`.
+    opening_size
+        kappa, not negative.
 
     Attributes
     ----------
@@ -70,10 +96,13 @@ class Regularisation:
     """
 
     def __init__(
-        self, control_space: ControlSpace, readout: Readout, control_size: float, control_roughness: float,
+        self, network: Network, readout: RegularisedReadout, control_size: float, control_roughness: float,
         control_scales: Sequence[float] | None, weights_gradient: float, weights_size: float,
+        opening_size: float = 0.0,
     ):
-        self._control_space = control_space
+        if not opening_size >= 0:
+            raise ValueError(f"opening_size must not be negative, received {opening_size!r}.")
+        self._control_space = control_space = network.control_space
         self._in_time = control_space.control_set.names
         scales = (np.ones(control_space.operators) if control_scales is None
                   else control_space.checked_scales(control_scales))
@@ -81,7 +110,9 @@ class Regularisation:
         self.weights_matrix = readout.regularisation_matrix(weights_gradient, weights_size)
         self.ridge = float(weights_size)
         in_time = Penalty(control_space.regularisation_matrix(control_size, control_roughness))
-        self.penalties = dict.fromkeys(self._in_time, in_time) | {
+        opening = Penalty(np.array([[float(opening_size)]]))
+        self.penalties = dict.fromkeys(self._in_time, in_time) | dict.fromkeys(
+            network.opening.control_set.names, opening) | {
             "s": Penalty(in_time.matrix, self.operator_scales), "W": Penalty(self.weights_matrix),
             "beta": Penalty(np.array([[self.ridge]]))}
 

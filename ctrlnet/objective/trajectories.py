@@ -14,9 +14,6 @@ import numpy as np
 from mpi4py import MPI
 
 from ctrlnet.errors import PropagationError
-from ctrlnet.fields.nodal import PixelMap
-from ctrlnet.fields.pixels import PixelProjection
-from ctrlnet.fields.sample import Sample
 from ctrlnet.kernels.checkpointing import checkpointed_adjoint
 from ctrlnet.kernels.code.row_product import RowProduct
 from ctrlnet.kernels.layer_controls import LayerControls
@@ -25,6 +22,7 @@ from ctrlnet.network.network import Network
 from ctrlnet.objective.chunks import Chunk
 from ctrlnet.objective.image_split import ImageSplit
 from ctrlnet.objective.memory_plan import MemoryPlan
+from ctrlnet.objective.nodal_inputs import NodalInputs
 from ctrlnet.objective.work import Work
 
 __all__ = ["Mark", "Storage", "Trajectories"]
@@ -112,8 +110,8 @@ class Trajectories:
         Of this ensemble member's images.
     split
         Who has which images.
-    sample, projection
-        The images, and the map from them to nodal values.
+    inputs
+        Nodal values of the images.
     plan
         What is kept.
     work
@@ -123,24 +121,25 @@ class Trajectories:
     """
 
     def __init__(
-        self, network: Network, chunks: Sequence[Chunk], split: ImageSplit, sample: Sample,
-        projection: PixelProjection | PixelMap, plan: MemoryPlan, work: Work, storage: Storage,
+        self, network: Network, chunks: Sequence[Chunk], split: ImageSplit, inputs: NodalInputs, plan: MemoryPlan,
+        work: Work, storage: Storage,
     ):
         self.network, self.chunks, self.plan, self.storage = network, list(chunks), plan, storage
-        self._split, self._sample, self._projection, self._work = split, sample, projection, work
+        self.inputs, self._split, self._work = inputs, split, work
         self._mark = Mark()  # of the images, for the initial states
 
-    @cached_property
-    def nodal(self) -> list[np.ndarray]:
-        """Nodal values of this member's images, (owned, images) of each chunk, in the sweep's precision."""
-        dtype = self.network.sweep.dtype
-        return [np.ascontiguousarray(self._projection(self._sample.values(c.start, c.stop)), dtype=dtype)
-                for c in self.chunks]
+    @property
+    def _opens_once(self) -> bool:
+        """Whether initial states depend on no control."""
+        return not self.network.opening.control_set.names
 
     @property
     def together(self) -> bool:
-        """Whether all chunks run in one call of the kernels, to their features and back."""
-        return self.plan.keeps_all and self.network.sweep.chunkwise is not None
+        """Whether all chunks run in one call of the kernels, to their features and back.
+
+        A learned opening needs each chunk's adjoint at time 0, which such a call does not give.
+        """
+        return self._opens_once and self.plan.keeps_all and self.network.sweep.chunkwise is not None
 
     @cached_property
     def _repropagated(self) -> int:
@@ -167,23 +166,23 @@ class Trajectories:
 
     # Forward.
 
-    def started(self, chunk: Chunk, keep: bool = True) -> Trajectory:
+    def started(self, layers: LayerControls, chunk: Chunk, keep: bool = True) -> Trajectory:
         """Return the storage of a chunk's trajectory with the initial state in it."""
         storage = self.storage
         stays = keep and self._stays(chunk)
         if stays:
             trajectory = storage.kept(chunk.number)
-            if storage.images_of.get(chunk.number) is self._mark:  # one that is kept keeps its initial state too
-                return trajectory
+            if self._opens_once and storage.images_of.get(chunk.number) is self._mark:
+                return trajectory  # one that is kept keeps its initial state too
             storage.images_of[chunk.number] = self._mark
         else:
             trajectory = storage.shared if keep else storage.passing
-        self.network.lift_images(self.nodal[chunk.number], trajectory.initial)
+        self.network.opening.open(layers, self.inputs[chunk], trajectory.initial)
         return trajectory
 
     def _propagated(self, layers: LayerControls, chunk: Chunk, keep: bool) -> tuple[Trajectory, np.ndarray]:
-        trajectory = self.started(chunk, keep)
-        return trajectory, self.network.sweep.forward(layers, self.network.step_sizes, trajectory)
+        trajectory = self.started(layers, chunk, keep)
+        return trajectory, self.network.sweep.forward(layers.in_time, self.network.step_sizes, trajectory)
 
     def propagate(self, layers: LayerControls, mark: Mark, keep: bool = True) -> Iterator[tuple[Chunk, np.ndarray]]:
         """Propagate the sample anew; yield every chunk with its final state, which the next one may overwrite."""
@@ -198,8 +197,9 @@ class Trajectories:
         """Propagate all chunks in one call; return their features (features, padded images)."""
         self.forget()
         self.count("forward")
-        starts = [self.started(chunk, True) for chunk in self.chunks]
-        features = self.network.sweep.chunkwise.forward_chunks(layers, self.network.step_sizes, starts, readout)
+        starts = [self.started(layers, chunk) for chunk in self.chunks]
+        features = self.network.sweep.chunkwise.forward_chunks(
+            layers.in_time, self.network.step_sizes, starts, readout)
         self.storage.states_of = mark
         return features
 
@@ -233,7 +233,15 @@ class Trajectories:
     def adjoint_together(self, layers: LayerControls, readout: RowProduct, dfeatures: np.ndarray) -> LayerControls:
         """Run the adjoint of all chunks from that of their features in one call; this rank's part."""
         kept = [self.storage.kept(chunk.number) for chunk in self.chunks]
-        return self.network.sweep.chunkwise.adjoint_chunks(layers, self.network.step_sizes, kept, readout, dfeatures)
+        return self.network.sweep.chunkwise.adjoint_chunks(
+            layers.in_time, self.network.step_sizes, kept, readout, dfeatures)
+
+    def pulled_back(
+        self, layers: LayerControls, chunk: Chunk, trajectory: Trajectory, lam: np.ndarray, total: LayerControls
+    ) -> None:
+        r"""Add the derivative of one chunk from :math:`\lambda_N`, which is overwritten by :math:`\lambda_0`."""
+        total.in_time.add(self.network.sweep.adjoint(layers.in_time, self.network.step_sizes, trajectory, lam))
+        self.network.opening.pull(lam, self.inputs[chunk], total)
 
     def adjoint(
         self, layers: LayerControls, mark: Mark, final_adjoint: Callable[[Chunk, np.ndarray], np.ndarray]
@@ -248,14 +256,15 @@ class Trajectories:
         h, sweep, total = self.network.step_sizes, self.network.sweep, layers.zeros()
         if self.plan.snapshots is None:
             for chunk, trajectory in self.visit(layers, mark):
-                total.add(sweep.adjoint(layers, h, trajectory, final_adjoint(chunk, trajectory.final)))
+                self.pulled_back(layers, chunk, trajectory, final_adjoint(chunk, trajectory.final), total)
             return total
         propagated = 0
         for chunk in self.chunks:
             initial = sweep.field(self.storage.images)
-            self.network.lift_images(self.nodal[chunk.number], initial)
-            part, _, propagated = checkpointed_adjoint(
-                sweep, layers, h, initial, self.plan.snapshots, partial(final_adjoint, chunk))
-            total.add(part)
+            self.network.opening.open(layers, self.inputs[chunk], initial)
+            part, lam, propagated = checkpointed_adjoint(
+                sweep, layers.in_time, h, initial, self.plan.snapshots, partial(final_adjoint, chunk))
+            total.in_time.add(part)
+            self.network.opening.pull(lam, self.inputs[chunk], total)
         self.count("forward", propagated)
         return total

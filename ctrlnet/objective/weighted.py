@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.objective.average import ImageRows, Linearisation
-from ctrlnet.objective.chunks import Features
+from ctrlnet.objective.columns import Features
 from ctrlnet.objective.point import Point
 
 __all__ = ["WeightedLinearisation"]
@@ -27,7 +26,7 @@ class WeightedLinearisation(Linearisation):
     parts
         Linearisations at these controls.
     firsts
-        Number of the first term of each part among all terms.
+        Number of the first image of each part among all images.
     """
 
     def __init__(
@@ -47,11 +46,8 @@ class WeightedLinearisation(Linearisation):
     def features(self, keep: bool = True) -> Features:
         found = [part.features(keep) for part in self._parts]
         return Features.together([
-            replace(part, weights=p * part.weights, numbers=first + part.numbers)
+            part.reweighted(p, first)
             for p, first, part in zip(self._weights, self._firsts, found, strict=True)])
-
-    def whole_features(self) -> np.ndarray:
-        return np.concatenate([part.whole_features() for part in self._parts], axis=1)
 
     def value(self, W: np.ndarray, beta: np.ndarray) -> float:
         return self._sum(part.value(W, beta) for part in self._parts)
@@ -81,16 +77,28 @@ class WeightedLinearisation(Linearisation):
     @property
     def imagewise(self) -> ImageRows | None:
         each = [part.imagewise for part in self._parts]
-        return None if None in each else _Rows(each, self._firsts)
+        return None if None in each else _Rows(each, self._firsts, self._weights)
 
 
 class _Rows(ImageRows):
     """The rows of all parts, one part after another."""
 
-    def __init__(self, parts: Sequence[ImageRows], firsts: Sequence[int]):
-        self._parts, self._firsts = list(parts), list(firsts)
+    def __init__(self, parts: Sequence[ImageRows], firsts: Sequence[int], shares: Sequence[float]):
+        self._parts, self._firsts, self._shares = list(parts), list(firsts), list(shares)
+
+    @property
+    def targets(self) -> np.ndarray:
+        return np.concatenate([part.targets for part in self._parts], axis=-1)
+
+    @property
+    def weights(self) -> np.ndarray:
+        return np.concatenate([p * part.weights for p, part in zip(self._shares, self._parts, strict=True)])
+
+    def features(self) -> np.ndarray:
+        return np.concatenate([part.features() for part in self._parts], axis=1)
 
     def rows(self, W: np.ndarray, dscores: np.ndarray) -> LayerControls:
         shares = np.split(dscores, self._firsts[1:], axis=1)
-        found = [part.rows(W, share).arrays for part, share in zip(self._parts, shares, strict=True)]
-        return LayerControls(*(np.concatenate(column, axis=-1) for column in zip(*found, strict=True)))
+        found = [part.rows(W, share) for part, share in zip(self._parts, shares, strict=True)]
+        arrays = [np.concatenate(column, axis=-1) for column in zip(*(rows.arrays for rows in found), strict=True)]
+        return found[0].of(*arrays)

@@ -80,7 +80,7 @@ class ProjectedOn(Functional, Protocol):
         """Return the last evaluated controls and their classifier as arrays."""
 
     def curvatures(self) -> np.ndarray:
-        """Return the trace of the loss's Hessian of every term of the mean, (terms,), on every rank."""
+        """Return the trace of the loss's Hessian of every image of the mean, (images,), weighted, on every rank."""
 
     def over(self, average: Average, m: Controls) -> ProjectedOn:
         """Return the functional of another average, starting at m with this one's last classifier."""

@@ -98,7 +98,8 @@ def _same_coordinates(coarse: TrainingProblem, fine: TrainingProblem) -> bool:
 
 
 def _deepened(last: LevelResult, problem: TrainingProblem) -> Controls:
-    """Return what a level learned as controls in time of the next one."""
+    """Return what a level learned as controls in time, and opening, of the next one."""
     old, new = last.problem.network.control_space, problem.network.control_space
     in_time = old.control_set.controls(last.controls)
-    return in_time if old.s_space == new.s_space else old.prolong(in_time, new)
+    opening = last.problem.network.opening.control_set.controls(last.controls)
+    return (in_time if old.s_space == new.s_space else old.prolong(in_time, new)).extended(opening)

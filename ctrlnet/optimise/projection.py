@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from firedrake import Cofunction, Function
+from mpi4py import MPI
 from pyadjoint import AdjFloat
 from pyadjoint.enlisting import Enlist
 
@@ -173,14 +174,13 @@ class ProjectedFunctional(OfProblem):
         return Point(self._at.layers, self.solution.W, self.solution.beta)
 
     def curvatures(self) -> np.ndarray:
-        """Return the trace of the loss's Hessian of every term of the mean, (terms,), on every rank, unweighted."""
+        """Return the trace of the loss's Hessian of every image of the mean, (images,), weighted, on every rank."""
         self._require_point()
         features, average = self._inner.features, self.problem.average
         own = np.einsum("ikk->i", image_hessians(
-            average.loss, self.solution.scores, features.targets, np.ones(features.weights.size)))
-        out = np.zeros(average.relative_weights.size)
-        for numbers, values in average.comm.allgather((features.numbers, own)):
-            out[numbers] = values
+            average.loss, self.solution.scores, features.targets, features.weights))
+        out = np.bincount(features.numbers, own, minlength=average.count)
+        average.comm.Allreduce(MPI.IN_PLACE, out)
         return out
 
     def gauss_newton(self, m_dot: Sequence[Function], apply_riesz: bool = False) -> list[Cofunction]:

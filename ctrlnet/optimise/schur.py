@@ -123,17 +123,16 @@ class SchurGaussNewton:
         """Return A (unknowns, columns) and U^T R_W^{-1} U (columns, columns)."""
         functional = self.functional
         average, point = functional.problem.average, functional.point()
-        weights = average.relative_weights
-        chosen, probability = draw_in_proportion(functional.curvatures() * weights, self.images, self.rng)
+        weights = average.at(point.layers).imagewise.weights
+        chosen, probability = draw_in_proportion(functional.curvatures(), self.images, self.rng)
         self._average = average.among(chosen, self._average)
-        at, W = self._average.at(point.layers), point.W
-        F = at.whole_features()
-        hessians = image_hessians(average.loss, W.T @ F + point.beta[:, None], self._average.targets, weights[chosen])
+        drawn, W = self._average.at(point.layers).imagewise, point.W
+        F = drawn.features()
+        hessians = image_hessians(average.loss, W.T @ F + point.beta[:, None], drawn.targets, weights[chosen])
         values, vectors = np.linalg.eigh(hessians)
-        scale = np.sqrt(np.maximum(values, 0.0) / (weights.size * probability)[:, None])
+        scale = np.sqrt(np.maximum(values, 0.0) / probability[:, None])
         Q = (vectors * scale[:, None, :])[:, :, ::-1]  # (images, K, directions), the largest first
-        rows = at.imagewise.rows
-        A = np.concatenate([self._whiten(rows(W, Q[:, :, a].T)) for a in range(self.directions)], axis=1)
+        A = np.concatenate([self._whiten(drawn.rows(W, Q[:, :, a].T)) for a in range(self.directions)], axis=1)
         q = np.concatenate([Q[:, :, a] for a in range(self.directions)])
         regulariser = functional.problem.regularisation
         nodes = F.reshape(regulariser.weights_matrix.shape[0], -1)

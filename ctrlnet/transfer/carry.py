@@ -48,7 +48,7 @@ def carry(
     """
     old = network.control_space
     given = as_controls(m, network.control_set.names)
-    in_time = network.control_set.controls(given)
+    in_time = old.control_set.controls(given)
     moved = network if V is None else network.on(V)
     if kernels is not None:
         in_time = in_time.replace(s=kernels(network.operators, moved.operators)(in_time.s))

@@ -36,6 +36,7 @@ from firedrake import Function, FunctionSpace, MeshHierarchy, prolong
 
 import ctrlnet as cn
 from ctrlnet.fields import SIDE, as_picture, averaged_pixels, digit_samples, digit_space, transferred_pixels
+from ctrlnet.network import FixedOpening
 from ctrlnet.optimise import update_classifier
 
 run = Run(arguments)
@@ -58,7 +59,7 @@ step = arguments.time / arguments.layers
 
 
 def readout_on(n, scheme, layers=arguments.layers):
-    network = cn.Network(operators[n], controls, layers, dynamics, SCHEMES[scheme], lift=np.ones(arguments.features))
+    network = cn.Network(operators[n], controls, layers, dynamics, SCHEMES[scheme], opening=FixedOpening(np.ones(arguments.features)))
     return cn.Readout(network, 10, spaces[7])
 
 
@@ -88,7 +89,8 @@ def final_states(network, n):
     """Return Y(T) of the first test images."""
     images = min(len(test), network.sweep.image_block)
     Y0 = Function(network.state_space(images))
-    network.lift_images(pixels[n](test.values(0, images)), Y0.dat.data.reshape(-1, arguments.features, images))
+    nodal, opened = pixels[n](test.values(0, images)), Y0.dat.data.reshape(-1, arguments.features, images)
+    network.opening.open(network.layers(trained.controls), nodal[:, None], opened)
     return cn.propagate(network, trained.controls, Y0)
 
 

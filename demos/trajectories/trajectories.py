@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 
 import ctrlnet as cn
 from ctrlnet.fields import PixelProjection, digit_samples, digit_space
+from ctrlnet.network import FixedOpening
 from ctrlnet.optimise import update_classifier
 
 run = Run(arguments)
@@ -42,7 +43,7 @@ for digit in classes:
 V = digit_space(arguments.cells)
 operators = cn.stencil_operators(V)
 controls = cn.ControlSpace(arguments.time, arguments.layers, operators, arguments.features)
-network = cn.Network(operators, controls, lift=np.ones(arguments.features))
+network = cn.Network(operators, controls, opening=FixedOpening(np.ones(arguments.features)))
 readout = cn.Readout(network, 10, digit_space(arguments.readout))
 problem = cn.TrainingProblem(readout, train, control_size=1e-4, control_scales=operators.norms, weights_gradient=1e-2,
                              weights_size=1e-3)
@@ -57,7 +58,7 @@ def paths_of(sample, m):
     trajectory = sweep.trajectory(network.steps, block)
     for first in range(0, chosen.size, block):
         images = sample.chosen(chosen[first : first + block])
-        network.lift_images(projection(images.values(0, len(images))), trajectory.initial)
+        network.opening.open(layers, projection(images.values(0, len(images)))[:, None], trajectory.initial)
         sweep.forward(layers, network.step_sizes, trajectory)
         states = (trajectory.states[k, : trajectory.owned] for k in range(network.steps + 1))
         parts.append(np.stack([readout.restrict(Y)[:, : len(images)] for Y in states]))

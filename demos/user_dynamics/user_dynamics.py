@@ -37,6 +37,7 @@ from matplotlib.figure import Figure
 
 import ctrlnet as cn
 from ctrlnet.fields import PixelProjection, as_picture, digit_samples, digit_space
+from ctrlnet.network import FixedOpening
 
 RECOVERY = 0.5  # gamma
 lumped = dx(scheme="KMV", degree=1)  # the operators' own quadrature, which makes the mass diagonal
@@ -63,7 +64,7 @@ names = [f"{n}x{n}" for n in arguments.levels]
 samples = [(train.averaged(28 // n), test.averaged(28 // n)) for n in arguments.levels]
 operators = [cn.low_order_operators(digit_space(n)) for n in arguments.levels]
 controls = cn.ControlSpace(arguments.time, arguments.layers, operators[0], arguments.features)
-coarsest = cn.Network(operators[0], controls, dynamics=dynamics, integrator=scheme, lift=np.ones(arguments.features))
+coarsest = cn.Network(operators[0], controls, dynamics=dynamics, integrator=scheme, opening=FixedOpening(np.ones(arguments.features)))
 networks = [coarsest, *(coarsest.on(on_mesh.space) for on_mesh in operators[1:])]
 readout_space = digit_space(arguments.readout)
 regularisation = dict(control_size=3e-3, control_scales=operators[-1].norms, weights_gradient=1e-2, weights_size=1e-3)
@@ -110,8 +111,10 @@ final, network = results[-1], networks[-1]
 sweep = network.sweep
 trajectory = sweep.trajectory(network.steps, sweep.image_block)
 image = samples[-1][1].values(0, 1)
-network.lift_images(PixelProjection(network.space, image.shape[1:])(image), trajectory.initial)
-sweep.forward(network.layers(final.controls), network.step_sizes, trajectory)
+layers = network.layers(final.controls)
+nodal = PixelProjection(network.space, image.shape[1:])(image)
+network.opening.open(layers, nodal[:, None], trajectory.initial)
+sweep.forward(layers, network.step_sizes, trajectory)
 states = np.stack([
     as_picture(network.space, np.stack([part[..., 0] for part in trajectory.complete(k)], axis=-1).copy())
     for k in range(network.steps + 1)])

@@ -30,7 +30,7 @@ def true_error(network, s, b, steps, reference):
         images = blobs(12).images
         Y0 = PixelProjection(net.space, images.shape[1:])(images)
         start = Function(net.state_space(12))
-        net.lift_images(Y0, start.dat.data.reshape(-1, net.features, 12))
+        net.opening.open(net.layers((s, b)), Y0[:, None], start.dat.data.reshape(-1, net.features, 12))
         return propagate(net, (s, b), start).dat.data_ro
     mass = network.operators.mass[:, None]
     fine, coarse = final(reference), final(steps)

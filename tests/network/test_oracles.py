@@ -46,6 +46,7 @@ from ctrlnet import (
     tanh,
 )
 from ctrlnet.fields import PixelProjection
+from ctrlnet.network import FixedOpening
 from ctrlnet.network.plain import layer_controls, layer_derivatives, propagate_plain
 from ctrlnet.operators import identity as identity_operator
 from ctrlnet.operators import lumped_dx
@@ -213,7 +214,7 @@ class TestPlainRoute:
     @pytest.mark.parametrize(("kind", "activation"), [("quadrilateral", tanh), ("triangle", softplus)])
     def test_training_problem(self, make_network, normal_function, annotation, kind, activation):
         """Scores, softmax cross-entropy and regularisation of the plain route: J and dJ/d(s, b, W, beta)."""
-        network = make_network(kind, activation=activation, layers=2, cells=3, lift=[1.0, 0.5])
+        network = make_network(kind, activation=activation, layers=2, cells=3, opening=FixedOpening([1.0, 0.5]))
         rng = np.random.default_rng(RNG_SEED)
         sample = Sample(rng.random((3, 6, 6)), np.array([2, 0, 1]), 3)
         readout = Readout(network, 3)
@@ -224,7 +225,8 @@ class TestPlainRoute:
         state = network.state_space(len(sample))
         Y0 = Function(state)
         lifted = np.empty((network.space.dim(), network.features, len(sample)))
-        network.lift_images(PixelProjection(network.space, sample.pixels)(sample.images), lifted)
+        nodal = PixelProjection(network.space, sample.pixels)(sample.images)
+        network.opening.open(network.layers((s, b)), nodal[:, None, :], lifted)
         Y0.dat.data[:] = lifted.reshape(Y0.dat.data_ro.shape)
         s_layers, b_layers = layer_controls(network, (s, b))
         # The biases of the scores: a number a class, integrated as a density over the mesh.

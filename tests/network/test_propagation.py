@@ -10,6 +10,7 @@ from firedrake.adjoint import Control, ReducedFunctional
 from pyadjoint import get_working_tape
 
 from ctrlnet import Activation, ControlSpace, Network, low_order_operators, propagate
+from ctrlnet.network import FixedOpening
 from ctrlnet.network.propagation import PropagationBlock
 
 CELLS = ["quadrilateral", "triangle", "interval", "hexahedron"]
@@ -149,10 +150,11 @@ class TestNetwork:
         with pytest.raises(ValueError, match=r"at least one layer, received steps=0"):
             Network(self.D, ControlSpace(1.0, 2, self.D, 2), steps=0)
 
-    @pytest.mark.parametrize("lift", [[1.0], [1.0, 0.0, 0.0], [[1.0, 0.0]]])
-    def test_the_lift_has_one_weight_a_feature(self, lift):
-        with pytest.raises(ValueError, match=r"lift needs one weight a feature, shape \(2,\); received shape"):
-            Network(self.D, ControlSpace(1.0, 2, self.D, 2), lift=lift)
+    @pytest.mark.parametrize("matrix", [[1.0], [1.0, 0.0, 0.0], [[1.0, 0.0]]])
+    def test_the_opening_gives_as_many_features_as_the_controls_have(self, matrix):
+        given = np.shape(matrix)[0]
+        with pytest.raises(ValueError, match=rf"opening gives {given} features, the controls have 2"):
+            Network(self.D, ControlSpace(1.0, 2, self.D, 2), opening=FixedOpening(matrix))
 
     def test_precision(self):
         with pytest.raises(ValueError, match="precision must be 'double' or 'single', received 'quad'"):
@@ -166,9 +168,9 @@ class TestNetwork:
             Network(self.D, ControlSpace(1.0, 2, self.D, 2), dynamics=Other())
 
     def test_depth_and_mesh_can_be_changed(self):
-        network = Network(self.D, ControlSpace(1.0, 2, self.D, 2), lift=[1.0, -1.0])
+        network = Network(self.D, ControlSpace(1.0, 2, self.D, 2), opening=FixedOpening([1.0, -1.0]))
         deeper = network.with_depth(steps=5)
         assert (deeper.steps, deeper.step_sizes.sum()) == (5, pytest.approx(1.0))
-        assert deeper.operators is network.operators and (deeper.lift == [1.0, -1.0]).all()
+        assert deeper.operators is network.operators and deeper.opening is network.opening
         moved = deeper.on(FunctionSpace(UnitIntervalMesh(6), "CG", 1))
         assert moved.operators.nodes == 7 and moved.steps == 5 and moved.control_space is network.control_space

@@ -77,9 +77,9 @@ class TestEveryAverage:
         layers, W, beta = point
         d, e = random_like(point, 5), random_like(point, 6)
         Jd, Je = ((average.scores(*(point + 1e-5 * v)) - average.scores(*(point + -1e-5 * v))) / 2e-5 for v in (d, e))
-        weights = average.relative_weights / average.relative_weights.size
-        assert weights.sum() == pytest.approx(1.0)
-        H = image_hessians(average.loss, average.scores(*point), average.targets, weights)
+        rows = average.at(layers).imagewise
+        assert rows.weights.sum() == pytest.approx(1.0)
+        H = image_hessians(average.loss, average.scores(*point), rows.targets, rows.weights)
         found = average.at(layers).gauss_newton(W, beta, d)
         assert found.dot(e) == pytest.approx(np.einsum("ki,ikl,li->", Je, H, Jd), rel=1e-7)
         assert found.dot(d) > 0
@@ -105,19 +105,19 @@ class TestEveryAverage:
         layers, W, beta = problem.point(start_of(problem))
         at = average.at(layers)
         features, scores = at.features(), average.scores(layers, W, beta)
-        terms = average.relative_weights.size
-        assert features.weights.sum() == pytest.approx(1.0) and sorted(features.numbers) == list(range(terms))
-        assert np.allclose(features.weights[np.argsort(features.numbers)] * terms, average.relative_weights)
-        assert np.allclose(W.T @ at.whole_features() + beta[:, None], scores, rtol=0, atol=1e-12)
-        assert np.array_equal(features.targets, average.targets[features.numbers])
-        right = scores.argmax(axis=0) == average.targets
-        assert average.accuracy(layers, W, beta) == pytest.approx((right * average.relative_weights).mean())
-        loss = average.loss.value(scores, average.targets, average.relative_weights / terms)
+        rows, count = at.imagewise, average.count
+        assert features.weights.sum() == pytest.approx(1.0) and sorted(features.numbers) == list(range(count))
+        assert np.allclose(features.weights[np.argsort(features.numbers)], rows.weights)
+        assert np.allclose(W.T @ rows.features() + beta[:, None], scores, rtol=0, atol=1e-12)
+        assert np.array_equal(features.targets, rows.targets[features.numbers])
+        right = scores.argmax(axis=0) == rows.targets
+        assert average.accuracy(layers, W, beta) == pytest.approx((right * rows.weights).sum())
+        loss = average.loss.value(scores, rows.targets, rows.weights)
         assert at.value(W, beta) == pytest.approx(loss, rel=1e-12)
-        chosen = np.array([1, 5, terms - 1])
-        part = average.among(chosen)
-        assert np.allclose(part.at(layers).whole_features(), at.whole_features()[:, chosen], rtol=0, atol=1e-12)
-        assert np.array_equal(part.targets, average.targets[chosen])
+        chosen = np.array([1, 5, count - 1])
+        part = average.among(chosen).at(layers).imagewise
+        assert np.allclose(part.features(), rows.features()[:, chosen], rtol=0, atol=1e-12)
+        assert np.array_equal(part.targets, rows.targets[chosen])
 
     def test_a_linearisation_outlives_the_states(self, problem):
         """Propagated with other controls since, it gives the same numbers again, at the cost of a propagation."""

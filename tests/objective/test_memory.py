@@ -40,6 +40,14 @@ def chunk_bytes(problem: TrainingProblem) -> int:
     return problem.network.sweep.trajectory_bytes(problem.network.steps, problem.average.chunk_images)
 
 
+def limit_for(problems, trajectories: int) -> int:
+    """Return the limit that leaves so many bytes for trajectories, besides what inputs and targets take of it."""
+    limit = trajectories
+    while (wanted := trajectories + problems(limit).average.kept_bytes) > limit:
+        limit = wanted
+    return limit
+
+
 def chunks(problem: TrainingProblem) -> int:
     return -(-len(problem.average.sample) // problem.average.chunk_images)
 
@@ -60,8 +68,9 @@ def test_recomputed_trajectories_give_the_same_derivatives(training, precision, 
     rng = np.random.default_rng(2)
     controls, direction = random_controls(everything, rng), random_controls(everything, rng)
     found = []
-    some = 2 * chunk_bytes(everything)  # one chunk's kept, the others in one that they share
-    for limit, kept in ((2**31, chunks(everything)), (some, 1), (chunk_bytes(everything), 0), (0, 0)):
+    one = chunk_bytes(everything)
+    some = limit_for(problems, 2 * one)  # one chunk's kept, the others in one that they share
+    for limit, kept in ((2**31, chunks(everything)), (some, 1), (limit_for(problems, one), 0), (0, 0)):
         problem = problems(limit)
         assert problem.average.plan.kept == kept and problem.average.plan.keeps_all is (limit == 2**31)
         reduced_functional = problem.reduced_functional(controls)
@@ -77,7 +86,7 @@ def test_recomputed_trajectories_give_the_same_derivatives(training, precision, 
 def test_the_limit_bounds_what_is_kept(training):
     """One byte less than all trajectories need, and they are not kept."""
     problems = training()
-    needed = chunks(problems(0)) * chunk_bytes(problems(0))
+    needed = limit_for(problems, chunks(problems(0)) * chunk_bytes(problems(0)))
     assert problems(needed).average.keeps_trajectories
     assert not problems(needed - 1).average.keeps_trajectories
 
@@ -95,7 +104,7 @@ def test_recomputation_is_counted_as_work(training):
     sweeps = []
     one = chunk_bytes(problems(0))
     share = problems(0).average.chunk_images / 150
-    for limit in (2**31, 2 * one, one):
+    for limit in (2**31, limit_for(problems, 2 * one), limit_for(problems, one)):
         problem = problems(limit)
         reduced_functional = problem.reduced_functional(controls)
         before = problem.work.copy()

@@ -8,10 +8,11 @@ import numpy as np
 from support.networks import small_problem
 
 import ctrlnet as cn
+from ctrlnet.objective import Loss
 
 
 @dataclass(frozen=True)
-class OneAgainstAll:
+class OneAgainstAll(Loss):
     r"""The sum of all classes' logistic losses, :math:`\sum_k \log(1 + e^{-y_k c_k})`, y = 1 for the class, else -1."""
 
     def _signs(self, scores, labels):

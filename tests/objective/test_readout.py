@@ -269,10 +269,9 @@ def test_a_space_that_is_not_scalar_or_has_no_nodes_is_refused(space):
         Readout(network(2), K, space(network(2).space.mesh()))
 
 
-@pytest.mark.parametrize("classes", [1, 0])
-def test_too_few_classes_are_refused(classes):
-    with pytest.raises(ValueError, match=f"A classifier needs at least 2 classes, received {classes}"):
-        Readout(network(2), classes)
+def test_a_readout_without_scores_is_refused():
+    with pytest.raises(ValueError, match="A readout needs at least one class or component, received 0"):
+        Readout(network(2), 0)
 
 
 @pytest.mark.parametrize("weights", [(-1.0, 0.0), (0.0, -1e-9)])

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.objective import Point
 
 
@@ -18,7 +17,7 @@ def like(point, arrays):
     arrays = list(arrays)
     found = [arrays.pop(0) if a.size else np.zeros(a.shape) for a in layers.arrays]
     assert len(arrays) == len(rest)
-    return Point(LayerControls(*found), *arrays)
+    return Point(layers.of(*found), *arrays)
 
 
 def value_at(average, point):

@@ -22,6 +22,7 @@ from firedrake.adjoint import Control, ReducedFunctional
 from mpi4py import MPI
 
 from ctrlnet import ControlSpace, Network, low_order_operators, propagate, stencil_operators
+from ctrlnet.network import FixedOpening
 
 on_ranks = pytest.mark.parallel(nprocs=[1, 2, 3])
 
@@ -32,7 +33,7 @@ SQUARE = Path(__file__).parents[2] / "meshes" / "square.msh"
 def build_network(comm, quadrilateral, degree=0, control_cells=LAYERS):
     V = FunctionSpace(RectangleMesh(7, 6, 3.5, 3.0, quadrilateral=quadrilateral, comm=comm), "CG", 1)
     D = stencil_operators(V) if quadrilateral else low_order_operators(V)
-    return Network(D, ControlSpace(0.6, control_cells, D, C, degree), steps=LAYERS, lift=[1.0, -0.5])
+    return Network(D, ControlSpace(0.6, control_cells, D, C, degree), steps=LAYERS, opening=FixedOpening([1.0, -0.5]))
 
 
 def controls_of(network):

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 import scipy.sparse.linalg
 from mpi4py import MPI
 
-from ctrlnet.objective.chunks import Features
+from ctrlnet.objective.columns import Features
 from ctrlnet.objective.losses import Loss, image_hessians
 
 __all__ = ["Preconditioner", "factorise"]

@@ -22,7 +22,7 @@ import scipy.sparse.linalg
 from mpi4py import MPI
 
 from ctrlnet.errors import InnerSolveError
-from ctrlnet.objective.chunks import Features
+from ctrlnet.objective.columns import Features
 from ctrlnet.objective.losses import Loss
 from ctrlnet.optimise.classifier.conjugate_gradients import conjugate_gradients
 from ctrlnet.optimise.classifier.preconditioner import Preconditioner, factorise

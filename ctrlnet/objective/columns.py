@@ -1,0 +1,223 @@
+r"""How a readout turns final states into the terms of a mean, and their adjoints back.
+
+A mean over a sample is a sum over *columns*,
+
+.. math:: J = \sum_c w_c\, \ell(W^T F_c + \beta,\; y_c),
+
+each with features :math:`F_c`, linear in a final state. Where scores are integrals of a state a column is an image;
+where every node has scores of its own a column is a node of an image. Losses, the classifier's problem and
+linearisations know columns alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from ctrlnet.kernels.code.row_product import RowProduct
+from ctrlnet.objective.chunks import Chunk
+
+__all__ = ["Columns", "Features", "ImageTerms", "ReadInKernels", "Terms", "TermsOfChunks"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is known of columns before anything is propagated.
+
+    Parameters
+    ----------
+    targets
+        What the scores are compared with, the column the last index.
+    weights
+        (columns,), in the mean.
+    numbers
+        (columns,), of each column's image: in the sample, or over several levels.
+    """
+
+    targets: np.ndarray
+    weights: np.ndarray
+    numbers: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return self.targets.nbytes + self.weights.nbytes + self.numbers.nbytes
+
+    @classmethod
+    def together(cls, parts: Sequence[Terms]) -> Terms:
+        """Return the columns of several parts as one."""
+        columns = zip(*((p.targets, p.weights, p.numbers) for p in parts), strict=True)
+        return cls(*(np.concatenate(column, axis=-1) for column in columns))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of this rank's columns, with what a loss needs besides.
+
+    Parameters
+    ----------
+    values
+        (features, columns).
+    terms
+        What is known of these columns.
+    """
+
+    values: np.ndarray
+    terms: Terms
+
+    @property
+    def targets(self) -> np.ndarray:
+        return self.terms.targets
+
+    @property
+    def weights(self) -> np.ndarray:
+        return self.terms.weights
+
+    @property
+    def numbers(self) -> np.ndarray:
+        return self.terms.numbers
+
+    def reweighted(self, factor: float, first: int) -> Features:
+        """Return the features as a share of a larger mean: weights times a factor, images numbered from ``first``."""
+        terms = replace(self.terms, weights=factor * self.weights, numbers=first + self.numbers)
+        return replace(self, terms=terms)
+
+    @classmethod
+    def together(cls, parts: Sequence[Features]) -> Features:
+        """Return the columns of several parts as one."""
+        return cls(np.concatenate([p.values for p in parts], axis=1), Terms.together([p.terms for p in parts]))
+
+
+@dataclass(frozen=True)
+class ReadInKernels:
+    """One rank's part of a readout R and of its transpose, for kernels that run several chunks in one call.
+
+    Parameters
+    ----------
+    forward
+        (owned nodes, C, images) -> (readout nodes, C, images) in double precision.
+    adjoint
+        Its transpose, from double precision to the states'.
+    """
+
+    forward: RowProduct
+    adjoint: RowProduct
+
+
+class Columns(Protocol):
+    r"""The columns of one sample that this rank has, chunk by chunk, and the maps to them and back.
+
+    Attributes
+    ----------
+    in_kernels
+        The readout as kernels take it that run all chunks in one call; None where they cannot.
+    by_image
+        The ability to tell images apart; None where a column is no image.
+    """
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of targets and weights that are kept once they are made."""
+
+    @property
+    def in_kernels(self) -> ReadInKernels | None: ...
+
+    @property
+    def by_image(self) -> ImageTerms | None: ...
+
+    def terms(self, chunk: Chunk) -> Terms:
+        """Return what is known of a chunk's columns."""
+
+    def all_terms(self) -> Terms:
+        """Return what is known of the columns of all chunks."""
+
+    def own(self, chunk: Chunk) -> slice:
+        """Return the place of a chunk's columns among all that this rank has."""
+
+    def features(self, chunk: Chunk, state: np.ndarray) -> np.ndarray:
+        """Return the features (features, columns), in double, of a final state (owned, C, images or more)."""
+
+    def pull(self, chunk: Chunk, lam: np.ndarray, *pairs: tuple[np.ndarray, np.ndarray]) -> None:
+        r"""Write :math:`\lambda_N`, the derivative in the final state, (owned, C, images or more).
+
+        Parameters
+        ----------
+        pairs
+            Weights :math:`W_a` (features, K) and adjoints :math:`g_a` of the scores of this rank's columns (K,
+            columns): :math:`\lambda_N` is the transposed readout of :math:`\sum_a W_a g_a`.
+        """
+
+    def gathered_scores(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the scores of the sample from those of this rank's columns of each chunk, (K, columns).
+
+        Where a column is an image, (K, images) on every rank; where it is a node of one, (K, owned nodes, images) of
+        this ensemble member's images.
+        """
+
+
+class ImageTerms(Protocol):
+    """The ability to treat each image by itself."""
+
+    @property
+    def targets(self) -> np.ndarray:
+        """What all images' scores are compared with, the image the last index, the same on every rank."""
+
+    @property
+    def weights(self) -> np.ndarray:
+        """All images' weights in the mean, the same on every rank."""
+
+    def all_features(self, chunk: Chunk, state: np.ndarray) -> np.ndarray:
+        """Return the features (features, images) of all images of a chunk, on every rank of the mesh."""
+
+    def pull_all(self, lam: np.ndarray, dfeatures: np.ndarray) -> None:
+        """Write the derivative in the final state for an adjoint (features, images) of all images of a chunk."""
+
+
+class TermsOfChunks:
+    """What columns of chunks have in common: their terms, kept where they fit a limit, and their places.
+
+    Parameters
+    ----------
+    chunks
+        Of this ensemble member's images.
+    most_bytes
+        The most bytes of terms that are kept; beyond it they are made anew for each chunk.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], most_bytes: int):
+        self.chunks, self._most_bytes = list(chunks), most_bytes
+        self._kept: dict[int, Terms] = {}
+
+    def _count(self, chunk: Chunk) -> int:
+        """Return the number of this rank's columns of a chunk."""
+        raise NotImplementedError
+
+    def _made(self, chunk: Chunk) -> Terms:
+        """Return a chunk's terms anew."""
+        raise NotImplementedError
+
+    @property
+    def kept_bytes(self) -> int:
+        first = self.terms(self.chunks[0]).nbytes if self.chunks else 0  # the largest
+        return min(self._most_bytes, first * len(self.chunks))
+
+    @cached_property
+    def _edges(self) -> np.ndarray:
+        return np.cumsum([0, *(self._count(chunk) for chunk in self.chunks)])
+
+    def own(self, chunk: Chunk) -> slice:
+        return slice(*self._edges[chunk.number : chunk.number + 2])
+
+    def terms(self, chunk: Chunk) -> Terms:
+        if chunk.number in self._kept:
+            return self._kept[chunk.number]
+        made = self._made(chunk)
+        if sum(t.nbytes for t in self._kept.values()) + made.nbytes <= self._most_bytes:
+            self._kept[chunk.number] = made
+        return made
+
+    def all_terms(self) -> Terms:
+        return Terms.together([self.terms(chunk) for chunk in self.chunks])

@@ -1,0 +1,80 @@
+"""Columns that are nodes of images: every node has scores of its own, and stays with the rank that owns it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from mpi4py import MPI
+
+from ctrlnet.fields.targets import NodalTargets
+from ctrlnet.objective.chunks import Chunk
+from ctrlnet.objective.columns import Terms, TermsOfChunks
+from ctrlnet.objective.image_split import ImageSplit
+
+__all__ = ["NodeColumns"]
+
+
+class NodeColumns(TermsOfChunks):
+    r"""The columns of a readout at nodes: the features of node x of image i are :math:`Y_i(x, T)`.
+
+    With the lumped mass :math:`M_x`, the targets' density m and the integral :math:`N_i` of their normaliser, the
+    weight of a column among n images is :math:`w = M_x\, m_i(x) / (n N_i)`; an integral by vertex quadrature.
+
+    Parameters
+    ----------
+    mass
+        (owned nodes,).
+    targets
+        At the nodes that this rank owns.
+    chunks, split
+        The images of this ensemble member, and who has which.
+    most_bytes
+        See :class:`~ctrlnet.objective.columns.TermsOfChunks`.
+    """
+
+    in_kernels = None
+    by_image = None
+
+    def __init__(
+        self, mass: np.ndarray, targets: NodalTargets, chunks: Sequence[Chunk], split: ImageSplit, most_bytes: int
+    ):
+        super().__init__(chunks, most_bytes)
+        self._mass, self._targets, self._split = mass, targets, split
+
+    def _count(self, chunk: Chunk) -> int:
+        return self._mass.size * chunk.images
+
+    def _made(self, chunk: Chunk) -> Terms:
+        span = chunk.start, chunk.stop
+        values, density = self._targets.values(*span), self._targets.density(*span)
+        weights = self._mass[:, None] * density / (self._split.count * self._divisor(chunk))
+        numbers = np.broadcast_to(np.arange(*span), weights.shape)
+        return Terms(values.reshape(*values.shape[:-2], -1), weights.ravel(), numbers.ravel())
+
+    def _divisor(self, chunk: Chunk) -> np.ndarray:
+        """Return what each image's loss is divided by, (images,)."""
+        normaliser = self._targets.normaliser(chunk.start, chunk.stop)
+        if normaliser is None:
+            return np.ones(chunk.images)
+        integral = self._mass @ normaliser
+        self._split.mesh_comm.Allreduce(MPI.IN_PLACE, integral)
+        if not (integral > 0).all():
+            number = chunk.start + int(np.argmin(integral > 0))
+            raise ValueError(
+                f"The targets of image {number} leave nothing to compare with: their mask, or the field that the error "
+                "is relative to, is zero everywhere. Leave the image out, or mend its mask.")
+        return integral
+
+    def features(self, chunk: Chunk, state: np.ndarray) -> np.ndarray:
+        columns = np.moveaxis(state[:, :, : chunk.images], 1, 0).astype(float, order="C")
+        return columns.reshape(state.shape[1], -1)
+
+    def pull(self, chunk: Chunk, lam: np.ndarray, *pairs: tuple[np.ndarray, np.ndarray]) -> None:
+        dfeatures = sum(W @ g for W, g in pairs).reshape(lam.shape[1], lam.shape[0], chunk.images)
+        lam[:, :, : chunk.images] = np.moveaxis(dfeatures, 0, 1)
+        lam[:, :, chunk.images :] = 0.0
+
+    def gathered_scores(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        nodes = self._mass.size
+        return np.concatenate([part.reshape(part.shape[0], nodes, -1) for part in parts], axis=2)
