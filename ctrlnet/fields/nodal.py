@@ -15,50 +15,11 @@ import numpy as np
 from firedrake.functionspaceimpl import WithGeometry
 from scipy import sparse
 
-from ctrlnet.fields.pixels import PixelProjection, checked_images
+from ctrlnet.fields.pixel_map import PixelMap
+from ctrlnet.fields.pixels import PixelProjection
 from ctrlnet.operators.intergrid import Linear, Transfer
 
-__all__ = ["PixelMap", "averaged_pixels", "projection_to", "transferred_pixels"]
-
-
-class PixelMap:
-    """A sparse matrix from the pixels of an image to the nodal values of a space.
-
-    Parameters
-    ----------
-    V, pixel_shape
-        As those of :class:`~ctrlnet.transfer.PixelProjection`.
-    matrix
-        (nodes owned by this rank, pixels).
-    """
-
-    def __init__(self, V: WithGeometry, pixel_shape: Sequence[int], matrix: sparse.csr_array):
-        self.V, self.pixel_shape, self.matrix = V, tuple(pixel_shape), matrix
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the nodal values (owned nodes, n) of images (n, *pixel_shape), in the images' own unit."""
-        images = checked_images(images, self.pixel_shape)
-        return self.matrix @ images.reshape(len(images), -1).T.astype(float, order="C")
-
-
-def projection_to(
-    V: WithGeometry, pixel_shape: Sequence[int], given: PixelProjection | PixelMap | None = None
-) -> PixelProjection | PixelMap:
-    """Return the given map of pixels, or by default their projection to V.
-
-    Raises
-    ------
-    ValueError
-        If the map is one of other pixels or to another space.
-    """
-    if given is None:
-        return PixelProjection(V, pixel_shape)
-    if given.V != V or tuple(given.pixel_shape) != tuple(pixel_shape):
-        raise ValueError(
-            f"The images of {tuple(pixel_shape)} pixels are needed on {V}, but the map of pixels takes "
-            f"{tuple(given.pixel_shape)} pixels to {given.V}. Build it for the network's own space."
-        )
-    return given
+__all__ = ["averaged_pixels", "transferred_pixels"]
 
 
 def averaged_pixels(V: WithGeometry, pixel_shape: Sequence[int], factor: int) -> PixelMap:
@@ -81,7 +42,7 @@ def averaged_pixels(V: WithGeometry, pixel_shape: Sequence[int], factor: int) ->
 
 
 def transferred_pixels(
-    through: PixelProjection | PixelMap, V: WithGeometry, transfer: Transfer | None = None
+    through: PixelMap, V: WithGeometry, transfer: Transfer | None = None
 ) -> PixelMap:
     r"""Return the map of pixels to V that goes through the nodal values of another map: :math:`Y = T\,\Pi I`.
 

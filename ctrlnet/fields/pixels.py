@@ -22,7 +22,9 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from scipy import sparse
 
-__all__ = ["PixelProjection", "average_pixels"]
+from ctrlnet.fields.pixel_map import PixelMap
+
+__all__ = ["PixelProjection"]
 
 # In pixels: how far a piece of a cell may reach over a pixel edge; round-off of its coordinates.
 _TOLERANCE = 1e-11
@@ -30,39 +32,7 @@ _TOLERANCE = 1e-11
 _CHUNK = 20_000
 
 
-def average_pixels(images: np.ndarray, factor: int) -> np.ndarray:
-    """Average blocks of ``factor`` pixels along every axis: the DG0 projection to a coarser pixel grid.
-
-    Parameters
-    ----------
-    images
-        Shape (n, p1[, p2[, p3]]), numbers.
-    factor
-        The width of a block, a divisor of every pixel count.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, shape (n, p1/factor[, p2/factor[, p3/factor]]).
-
-    Raises
-    ------
-    ValueError
-        If the batch is empty, has no pixel axis or has NaN or infinite pixels, or the pixel counts are not
-        multiples of ``factor``.
-    """
-    images = checked_images(images)
-    if not isinstance(factor, int | np.integer) or factor < 1 or any(p % factor for p in images.shape[1:]):
-        raise ValueError(
-            f"Pixels cannot be averaged in blocks of this width: received factor = {factor!r} for images of "
-            f"{images.shape[1:]} pixels. Choose a positive integer that divides every pixel count, or crop "
-            "or pad the images."
-        )
-    blocks = itertools.chain.from_iterable((p // factor, factor) for p in images.shape[1:])
-    return images.reshape(len(images), *blocks).mean(axis=tuple(range(2, 2 * images.ndim, 2)), dtype=float)
-
-
-class PixelProjection:
+class PixelProjection(PixelMap):
     r"""Projection of pixels to the nodal values of a CG1 or Q1 space with lumped mass.
 
     .. math::
@@ -110,8 +80,7 @@ class PixelProjection:
     def __init__(self, V: WithGeometry, pixel_shape: Sequence[int]) -> None:
         _check_space(V)
         mesh = V.mesh()
-        self.V = V
-        self.pixel_shape = _checked_pixel_shape(pixel_shape, mesh.geometric_dimension)
+        shape = _checked_pixel_shape(pixel_shape, mesh.geometric_dimension)
 
         # The mesh in units of pixels, so that pixel k along an axis is [k, k + 1].
         coordinates = mesh.coordinates.dat.data_ro_with_halos.reshape(-1, mesh.geometric_dimension)
@@ -119,67 +88,16 @@ class PixelProjection:
         high = coordinates.max(axis=0, initial=-np.inf)
         mesh.comm.Allreduce(MPI.IN_PLACE, low, op=MPI.MIN)
         mesh.comm.Allreduce(MPI.IN_PLACE, high, op=MPI.MAX)
-        pixels = np.array(self.pixel_shape[::-1])
+        pixels = np.array(shape[::-1])
         cells = _Cells(V, (coordinates - low) * (pixels / (high - low)))
 
-        weights = sparse.csr_array((V.node_set.total_size, math.prod(self.pixel_shape)))
+        weights = sparse.csr_array((V.node_set.total_size, math.prod(shape)))
         for nodes, position, values in cells.integrals():
-            index = np.broadcast_to(_pixel_index(position, self.pixel_shape)[:, None], nodes.shape)
+            index = np.broadcast_to(_pixel_index(position, shape)[:, None], nodes.shape)
             entries = (values.ravel(), (nodes.ravel(), index.ravel()))
             weights += sparse.coo_array(entries, weights.shape).tocsr()
         weights = _add_over_ranks(V, weights)
-        self.matrix = sparse.csr_array(sparse.diags_array(1 / weights.sum(axis=1)) @ weights)
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the nodal values of a batch of images.
-
-        Parameters
-        ----------
-        images
-            Shape (n, *pixel_shape), uint8 or any other real numbers; they are not rescaled. Every rank
-            passes the same images.
-
-        Returns
-        -------
-        numpy.ndarray
-            float64, shape (nodes owned by this rank, n), in the unit of the images; rows in the order of
-            ``Function(V).dat.data_ro``.
-
-        Raises
-        ------
-        ValueError
-            If the batch is empty, is of another shape or has NaN or infinite pixels.
-        """
-        images = checked_images(images, self.pixel_shape)
-        return self.matrix @ images.reshape(len(images), -1).T.astype(float, order="C")
-
-
-def checked_images(images: np.ndarray, pixel_shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Return the images as an array, or raise."""
-    images = np.asarray(images)
-    expected = "(n, p1[, p2[, p3]])" if pixel_shape is None else f"(n, {', '.join(map(str, pixel_shape))})"
-    fits = images.ndim in (2, 3, 4) if pixel_shape is None else images.shape[1:] == pixel_shape
-    if not fits or images.ndim < 2:
-        raise ValueError(
-            f"Images of the wrong shape: received {images.shape}, expected {expected}. Stack the images on "
-            "axis 0 (a single one is image[None]), and average or pad them to the pixels expected."
-        )
-    if images.size == 0:
-        raise ValueError(
-            f"An empty batch: received images of shape {images.shape}. Give at least one image of at least "
-            "one pixel."
-        )
-    if images.dtype.kind not in "buif":
-        raise ValueError(
-            f"Images are not real numbers: received {images.dtype}. Convert them to uint8 or to floats."
-        )
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
-        bad = ~np.isfinite(images)
-        raise ValueError(
-            f"Pixels are not finite: received {bad.sum()} NaN or infinite pixels, the first at index "
-            f"{tuple(int(i) for i in np.argwhere(bad)[0])}. Replace them, or leave these images out."
-        )
-    return images
+        super().__init__(V, shape, sparse.csr_array(sparse.diags_array(1 / weights.sum(axis=1)) @ weights))
 
 
 def _check_space(V: WithGeometry) -> None:

@@ -1,97 +1,118 @@
-"""A labelled sample of images, checked once."""
+"""A sample: inputs with what is known of them, checked once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
 
 import numpy as np
 
-from ctrlnet.fields.pixels import average_pixels
+from ctrlnet.fields.inputs import Inputs
+from ctrlnet.fields.pixel_inputs import Pixels
+from ctrlnet.fields.targets import Classes, Targets, check_count
 
 __all__ = ["Sample"]
 
 
-@dataclass(frozen=True)
 class Sample:
-    """Images with their classes.
+    """Inputs with their targets.
 
     Parameters
     ----------
-    images
-        (n, pixels along each axis), n >= 1; uint8 pixels (0 to 255) stand for 0 to 1, floats for themselves.
-    labels
-        (n,) classes 0 to ``classes - 1``.
+    inputs
+        Fields of q channels: :class:`~ctrlnet.fields.Pixels`, :class:`~ctrlnet.fields.NodalValues` or other
+        :class:`~ctrlnet.fields.Inputs`; or an array (n, pixels along each axis) of grey images, which stands for
+        ``Pixels(array)``.
+    targets
+        :class:`~ctrlnet.fields.Classes`, :class:`~ctrlnet.fields.Numbers`, :class:`~ctrlnet.fields.NodalClasses`,
+        :class:`~ctrlnet.fields.NodalFields`; or (n,) integers, which stand for ``Classes(array, classes)``. None: there
+        are none, and the sample is for predictions.
     classes
-        K.
+        K, of labels that are given as an array.
 
     Raises
     ------
     ValueError
-        For an empty sample, images of the wrong shape, pixels that are not finite, labels of another count,
-        of another type or out of range.
+        For another number of targets than of inputs, and as the classes of inputs and targets do.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
-    classes: int = 10
-
-    def __post_init__(self) -> None:
-        images, labels = np.asarray(self.images), np.asarray(self.labels)
-        if images.ndim not in (2, 3, 4):
+    def __init__(self, inputs: Inputs | np.ndarray, targets: Targets | np.ndarray | None = None, classes: int = 10):
+        self.inputs: Inputs = _as_inputs(inputs)
+        count = len(self.inputs)
+        if targets is not None and len(targets) != count:
             raise ValueError(
-                f"Images must have shape (n, pixels...) with 1 to 3 pixel axes, received shape {images.shape}. "
-                "Add the leading axis of a single image with image[None]."
-            )
-        if images.shape[0] == 0 or 0 in images.shape:
-            raise ValueError(f"A sample needs at least one image with at least one pixel, received {images.shape}.")
-        if images.dtype != np.uint8:
-            if not np.issubdtype(images.dtype, np.floating):
-                raise ValueError(f"Pixels must be uint8 or floating point, received {images.dtype}. Convert them.")
-            bad = ~np.isfinite(images.reshape(images.shape[0], -1)).all(axis=1)
-            if bad.any():
-                raise ValueError(
-                    f"{bad.sum()} of {bad.size} images hold NaN or infinite pixels, the first is number "
-                    f"{int(np.argmax(bad))}. Remove or repair them."
-                )
-        if labels.shape != images.shape[:1]:
-            raise ValueError(f"{images.shape[0]} images need as many labels, received labels of shape {labels.shape}.")
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"Labels must be integers, received {labels.dtype}.")
-        if labels.min() < 0 or labels.max() >= self.classes:
-            raise ValueError(
-                f"Labels must lie in 0 to {self.classes - 1}, received {labels.min()} to {labels.max()}. "
-                "Check the labels, or give classes=."
-            )
-        object.__setattr__(self, "images", images)
-        object.__setattr__(self, "labels", labels.astype(np.int64))
+                f"{count} images need as many labels, received labels of shape {np.shape(targets)}."
+                if np.ndim(targets) else f"{count} inputs need as many targets, received {len(targets)}.")
+        self.targets: Targets | None = _as_targets(targets, classes)
 
     def __len__(self) -> int:
-        return self.images.shape[0]
+        return len(self.inputs)
 
     @property
     def pixels(self) -> tuple[int, ...]:
-        return self.images.shape[1:]
+        """Pixels along each axis."""
+        return self.inputs.pixels
+
+    @property
+    def images(self) -> np.ndarray:
+        """The images as they were given; of inputs that are pixels."""
+        return self.inputs.images
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The classes (n,) of targets that are classes of images."""
+        return self.targets.labels
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, or of the components of other targets."""
+        return self.targets.components
+
+    def values(self, start: int, stop: int) -> np.ndarray:
+        """Return images ``start`` to ``stop`` as floats, (n, pixels...), or (n, q, ...) of several channels."""
+        found = self.inputs.values(start, stop)
+        return found[:, 0] if self.inputs.channels == 1 else found
+
+    def with_inputs(self, inputs: Inputs) -> Sample:
+        """Return other inputs with these ones' targets."""
+        out = object.__new__(Sample)
+        out.inputs, out.targets = inputs, self.targets
+        return out
 
     def averaged(self, factor: int) -> Sample:
         """Return the sample with ``factor`` pixels along each axis averaged into one."""
-        if factor == 1:
-            return self
-        return Sample(average_pixels(self.images, factor) / self._white, self.labels, self.classes)
-
-    @property
-    def _white(self) -> float:
-        return 255.0 if self.images.dtype == np.uint8 else 1.0
-
-    def values(self, start: int, stop: int) -> np.ndarray:
-        """Return images ``start`` to ``stop`` as floats."""
-        return self.images[start:stop] / self._white
+        return self if factor == 1 else self.with_inputs(self.inputs.averaged(factor))
 
     def drawn(self, count: int, rng: np.random.Generator) -> Sample:
         """Return ``count`` images drawn without replacement; the same draw on any number of ranks."""
-        if not 1 <= count <= len(self):
-            raise ValueError(f"Cannot draw {count} images from a sample of {len(self)}; ask for 1 to {len(self)}.")
+        check_count(count, len(self))
         return self.chosen(rng.choice(len(self), size=count, replace=False))
 
     def chosen(self, numbers: np.ndarray) -> Sample:
         """Return the images of the given numbers, in their order."""
-        return Sample(self.images[numbers], self.labels[numbers], self.classes)
+        out = object.__new__(Sample)
+        out.inputs = self.inputs.chosen(numbers)
+        out.targets = None if self.targets is None else self.targets.chosen(numbers)
+        return out
+
+
+@singledispatch
+def _as_inputs(inputs: Any) -> Inputs:
+    return inputs
+
+
+@_as_inputs.register(np.ndarray)
+@_as_inputs.register(list)
+def _(inputs: Any) -> Inputs:
+    return Pixels(inputs)
+
+
+@singledispatch
+def _as_targets(targets: Any, classes: int) -> Targets | None:
+    return targets
+
+
+@_as_targets.register(np.ndarray)
+@_as_targets.register(list)
+def _(targets: Any, classes: int) -> Targets:
+    return Classes(targets, classes)

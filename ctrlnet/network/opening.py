@@ -61,13 +61,13 @@ class Opening(Protocol):
 
 
 def _checked(matrix: np.ndarray, what: str) -> np.ndarray:
-    O = np.asarray(matrix, dtype=float)
-    O = O[:, None] if O.ndim == 1 else O
-    if O.ndim != 2 or 0 in O.shape or not np.isfinite(O).all():
+    found = np.asarray(matrix, dtype=float)
+    found = found[:, None] if found.ndim == 1 else found
+    if found.ndim != 2 or 0 in found.shape or not np.isfinite(found).all():
         raise ValueError(
             f"{what} is a finite matrix of features x channels, (C, q), or (C,) for one channel; received shape "
             f"{np.shape(matrix)}.")
-    return O
+    return found
 
 
 def _first_features(features: int, channels: int) -> np.ndarray:

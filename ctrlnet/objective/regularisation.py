@@ -69,8 +69,9 @@ class Regularisation:
         + \frac{\rho}{2} \int |\nabla W|^2\,dx + \frac{\epsilon}{2} \Bigl(\int |W|^2\,dx + |\beta|^2\Bigr)
         + \frac{\kappa}{2} |O|^2,
 
-    learned parameters as b, O a learned opening. Every component of a control has the same scalar matrix, so a penalty costs a few small
-    products, while assembling its form would cost more than the propagation of a hundred images.
+    learned parameters as b, O a learned opening. Every component of a control has the same scalar matrix, so a
+    penalty costs a few small products, while assembling its form would cost more than the propagation of a hundred
+    images.
 
     Parameters
     ----------

@@ -63,7 +63,7 @@ class SchurGaussNewton:
     images
         How many images are drawn.
     directions
-        Leading eigenvectors of each image's loss Hessian; 1 to K.
+        Leading eigenvectors of each image's loss Hessian; 1 to K. Default: 3, as far as there are so many.
     damping
         Multiple of the mean diagonal entry that is added to the diagonal: what the draw did not see.
 
@@ -75,9 +75,10 @@ class SchurGaussNewton:
 
     def __init__(
         self, functional: ProjectedOn, coordinates: Coordinates, rng: np.random.Generator, images: int = 400,
-        directions: int = 3, damping: float = 1e-3,
+        directions: int | None = None, damping: float = 1e-3,
     ):
         classes = functional.problem.readout.classes
+        directions = min(3, classes) if directions is None else directions
         if images < 1 or not 1 <= directions <= classes or damping < 0:
             raise ValueError(
                 f"The explicit Gauss-Newton matrix needs images >= 1, 1 <= directions <= {classes} and damping >= 0; "
@@ -87,9 +88,11 @@ class SchurGaussNewton:
         start = network.layers([c.control for c in functional.controls])
         if functional.problem.average.at(start).imagewise is None:
             raise ValueError(
-                "The explicit Gauss-Newton matrix needs each image's own derivative, which the steps of "
-                f"{type(network.integrator).__name__} on {type(network.dynamics).__name__} do not give. Use Residual "
-                "with ForwardEuler, ReactionDiffusion with IMEX, or quasi-Newton without an initial Hessian."
+                "The explicit Gauss-Newton matrix needs each image's own derivative. That is given by the steps of "
+                "Residual with ForwardEuler and of ReactionDiffusion with IMEX, for readouts of whole images; not "
+                f"where every node has scores of its own. Received {type(network.integrator).__name__} on "
+                f"{type(network.dynamics).__name__} with {type(functional.problem.readout).__name__}. Use quasi-Newton "
+                "without an initial Hessian."
             )
         self.functional, self.coordinates, self.rng = functional, coordinates, rng
         self.images, self.directions, self.damping = images, directions, damping

@@ -115,15 +115,7 @@ class StochasticOptimiser:
     ):
         sample = functional.problem.average.sample
         self.schedule = SampleSchedule(min(SampleSchedule.first, len(sample))) if schedule is None else schedule
-        if not sample.classes <= self.schedule.first <= len(sample):
-            raise ValueError(
-                f"The first drawn sample must hold {sample.classes} images (one a class) to {len(sample)} (all of "
-                f"them), received {self.schedule.first}. Change first=, or give more data.")
-        missing = np.flatnonzero(np.bincount(sample.labels, minlength=sample.classes) == 0)
-        if missing.size:
-            raise ValueError(
-                f"The sample has no image of class {', '.join(map(str, missing))}; every drawn sample needs one of "
-                "each class. Add images, or number the classes without gaps.")
+        sample.targets.check_draw(self.schedule.first)
         self.functional, self.rng = functional, rng
         self._make = TaoOptimiser if solver is None else solver
         self._optimiser: TaoOptimiser | None = None

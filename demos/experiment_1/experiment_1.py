@@ -46,7 +46,7 @@ import numpy as np
 from family import MESHES, Family, pixels
 
 import ctrlnet as cn
-from ctrlnet.fields import SIDE, ShiftedSample, digit_samples
+from ctrlnet.fields import SIDE, AugmentedSample, Shift, digit_samples
 from ctrlnet.optimise import Adam, FirstOrder, JointFunctional, Limits, update_classifier
 from ctrlnet.optimise.first_order import warm_cosine_rate
 from ctrlnet.transfer import carry
@@ -71,7 +71,7 @@ run.figures["parameters"] = max(family.parameters for family in families.values(
 def train_network(family, title, views, start, seed, epochs, rate):
     """Train all controls by Adam, a view drawn for each mini-batch; return the controls, history and work."""
     rng, work = np.random.default_rng(seed), cn.Work()
-    shifted = ShiftedSample(train.images, train.labels, 10, arguments.shift, rng)
+    shifted = AugmentedSample(train, [Shift(arguments.shift)], rng)
     problem = cn.TrainingProblem(
         family.readout, shifted, control_size=1e-6, weights_gradient=1e-4, weights_size=1e-5, work=work)
     problem = problem.with_average(family.average_of_views(shifted, views, work, rng))

@@ -59,7 +59,8 @@ step = arguments.time / arguments.layers
 
 
 def readout_on(n, scheme, layers=arguments.layers):
-    network = cn.Network(operators[n], controls, layers, dynamics, SCHEMES[scheme], opening=FixedOpening(np.ones(arguments.features)))
+    opening = FixedOpening(np.ones(arguments.features))
+    network = cn.Network(operators[n], controls, layers, dynamics, SCHEMES[scheme], opening=opening)
     return cn.Readout(network, 10, spaces[7])
 
 

@@ -64,7 +64,8 @@ names = [f"{n}x{n}" for n in arguments.levels]
 samples = [(train.averaged(28 // n), test.averaged(28 // n)) for n in arguments.levels]
 operators = [cn.low_order_operators(digit_space(n)) for n in arguments.levels]
 controls = cn.ControlSpace(arguments.time, arguments.layers, operators[0], arguments.features)
-coarsest = cn.Network(operators[0], controls, dynamics=dynamics, integrator=scheme, opening=FixedOpening(np.ones(arguments.features)))
+opening = FixedOpening(np.ones(arguments.features))
+coarsest = cn.Network(operators[0], controls, dynamics=dynamics, integrator=scheme, opening=opening)
 networks = [coarsest, *(coarsest.on(on_mesh.space) for on_mesh in operators[1:])]
 readout_space = digit_space(arguments.readout)
 regularisation = dict(control_size=3e-3, control_scales=operators[-1].norms, weights_gradient=1e-2, weights_size=1e-3)

@@ -10,7 +10,7 @@ from support.networks import blobs, small_network, square
 from support.points import arrays_of, gradient_at, hessian_at, like, value_at
 
 import ctrlnet as cn
-from ctrlnet.fields import ShiftedSample, averaged_pixels
+from ctrlnet.fields import AugmentedSample, Shift, averaged_pixels
 from ctrlnet.optimise import JointFunctional, Limits, ProjectedFunctional, TaoOptimiser
 from ctrlnet.optimise.first_order import FirstOrder, warm_cosine_rate
 
@@ -143,26 +143,6 @@ def test_the_objective_of_a_part_can_stand_for_the_record():
     assert warm_cosine_rate(0.0) == 0.0 and warm_cosine_rate(0.1) == 1.0 and warm_cosine_rate(1.0) == 0.0
 
 
-def test_a_shifted_sample_moves_its_images_when_they_are_drawn():
-    sample = blobs(20)
-    moving = ShiftedSample(sample.images, sample.labels, 3, 1, np.random.default_rng(0))
-    drawn = moving.chosen(np.arange(20))
-    assert np.array_equal(moving.images, sample.images) and np.array_equal(drawn.labels, sample.labels)
-    found = set()
-    for image, original in zip(drawn.images, sample.images, strict=True):
-        padded = np.pad(original, 1)
-        windows = {(r, c): padded[1 + r : 7 + r, 1 + c : 7 + c] for r in (-1, 0, 1) for c in (-1, 0, 1)}
-        matches = [shift for shift, window in windows.items() if np.array_equal(image, window)]
-        assert len(matches) == 1, "a whole pixel's shift, with nothing but 0 coming in"
-        found.add(matches[0])
-    assert len(found) > 4
-    again = ShiftedSample(sample.images, sample.labels, 3, 1, np.random.default_rng(0)).chosen(np.arange(20))
-    assert np.array_equal(drawn.images, again.images)
-    for bad in (dict(pixels_of_shift=-1, rng=np.random.default_rng(0)), dict(pixels_of_shift=1, rng=None)):
-        with pytest.raises(ValueError, match="pixels_of_shift of 0 or more and a generator"):
-            ShiftedSample(sample.images, sample.labels, 3, **bad)
-
-
 def test_levels_that_do_not_belong_together_are_refused():
     average = levels().average
     other = levels().average.averages[1]
@@ -182,7 +162,7 @@ def test_the_same_numbers_on_any_number_of_ranks():
     found = []
     for comm in (COMM_WORLD, COMM_SELF):
         rng = np.random.default_rng(2)
-        sample = ShiftedSample(blobs(40).images, blobs(40).labels, 3, 1, rng)
+        sample = AugmentedSample(blobs(40), [Shift(1)], rng)
         problem = levels(comm=comm, rng=rng, sample=sample)
         s, b, W, beta = problem.controls(np.random.default_rng(0))
         value = value_at(problem.average, problem.point((s, b, W, beta)))
