@@ -26,10 +26,12 @@ from ctrlnet.integrators import (
     StoermerVerlet,
     Tableau,
 )
-from ctrlnet.network import Network, propagate
+from ctrlnet.network import FixedOpening, LearnedOpening, Network, propagate
 from ctrlnet.objective import (
     LeastSquares,
+    Logistic,
     MultilevelAverage,
+    NodalReadout,
     Readout,
     SampleAverage,
     SoftmaxCrossEntropy,
@@ -52,11 +54,12 @@ from ctrlnet.report import write_results
 
 __all__ = [
     "Activation", "AdaptiveDepth", "Antisymmetric", "BackwardEuler", "ControlSet", "ControlSpace", "Controls",
-    "DepthError", "DepthEstimate", "Diffusion", "Dynamics", "EvaluationError", "ForwardEuler", "Hamiltonian",
-    "Hyperbolic", "IMEX", "ImplicitMidpoint", "InnerSolveError", "Irksome", "LeastSquares", "LevelResult",
-    "MultilevelAverage", "Network", "Operator", "Operators", "Parabolic", "PropagationError", "ReactionDiffusion",
-    "Readout", "Residual", "RungeKutta", "Sample", "SampleAverage", "SoftmaxCrossEntropy", "StageSolveError",
-    "StoermerVerlet", "Tableau", "TrainingProblem", "UserDynamics", "Work", "adapt_depth", "derivative", "identity",
-    "interior_stencil", "laplacian", "low_order_operators", "propagate", "relu", "second_derivative", "smoothed_relu",
-    "stencil_operators", "tanh", "train_level", "train_multiscale", "write_results",
+    "DepthError", "DepthEstimate", "Diffusion", "Dynamics", "EvaluationError", "FixedOpening", "ForwardEuler",
+    "Hamiltonian", "Hyperbolic", "IMEX", "ImplicitMidpoint", "InnerSolveError", "Irksome", "LearnedOpening",
+    "LeastSquares", "LevelResult", "Logistic", "MultilevelAverage", "Network", "NodalReadout", "Operator", "Operators",
+    "Parabolic", "PropagationError", "ReactionDiffusion", "Readout", "Residual", "RungeKutta", "Sample",
+    "SampleAverage", "SoftmaxCrossEntropy", "StageSolveError", "StoermerVerlet", "Tableau", "TrainingProblem",
+    "UserDynamics", "Work", "adapt_depth", "derivative", "identity", "interior_stencil", "laplacian",
+    "low_order_operators", "propagate", "relu", "second_derivative", "smoothed_relu", "stencil_operators", "tanh",
+    "train_level", "train_multiscale", "write_results",
 ]

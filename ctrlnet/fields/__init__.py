@@ -2,6 +2,7 @@
 
 from ctrlnet.fields.augmentation import Augmentation, AugmentedSample, Crop, Flip, Noise, Shift
 from ctrlnet.fields.digits import SIDE, as_picture, digit_samples, digit_space
+from ctrlnet.fields.globe import globe_pixels
 from ctrlnet.fields.idx import read_idx
 from ctrlnet.fields.inputs import Inputs, NodalMap
 from ctrlnet.fields.mnist import ImageData, mnist, mnist_sample
@@ -11,12 +12,13 @@ from ctrlnet.fields.nodal_values import NodalValues
 from ctrlnet.fields.pixel_inputs import Pixels
 from ctrlnet.fields.pixel_map import PixelMap, average_pixels
 from ctrlnet.fields.pixels import PixelProjection
+from ctrlnet.fields.point_values import PointMap, PointValues
 from ctrlnet.fields.sample import Sample
 from ctrlnet.fields.targets import Classes, Numbers, Targets
 
 __all__ = [
-    "SIDE", "Augmentation", "AugmentedSample", "Classes", "Crop", "Flip", "ImageData", "Inputs", "NodalClasses",
-    "NodalFields", "NodalMap", "NodalValues", "Noise", "Numbers", "PixelMap", "PixelProjection", "Pixels", "Sample",
-    "Shift", "Targets", "as_picture", "average_pixels", "averaged_pixels", "digit_samples", "digit_space", "mnist",
-    "mnist_sample", "read_idx", "transferred_pixels",
+    "Augmentation", "AugmentedSample", "Classes", "Crop", "Flip", "ImageData", "Inputs", "NodalClasses", "NodalFields",
+    "NodalMap", "NodalValues", "Noise", "Numbers", "PixelMap", "PixelProjection", "Pixels", "PointMap", "PointValues",
+    "SIDE", "Sample", "Shift", "Targets", "as_picture", "average_pixels", "averaged_pixels", "digit_samples",
+    "digit_space", "globe_pixels", "mnist", "mnist_sample", "read_idx", "transferred_pixels",
 ]

@@ -124,6 +124,9 @@ class NodalClasses(_AtNodes):
     def normaliser(self, start: int, stop: int) -> np.ndarray:
         return self.density(start, stop)
 
+    def decided(self, expected: np.ndarray) -> np.ndarray:
+        return expected.argmax(axis=0)
+
     def on(self, V: WithGeometry) -> NodalClasses:
         """Return the targets at the nodes of another mesh: each takes the label and mask of the nearest node here.
 
@@ -188,6 +191,9 @@ class NodalFields(_AtNodes):
         if not self.relative:
             return None
         return self.density(start, stop) * (self.values(start, stop) ** 2).sum(axis=0)
+
+    def decided(self, expected: np.ndarray) -> np.ndarray:
+        return expected
 
     def on(self, V: WithGeometry) -> NodalFields:
         """Return the fields on another mesh of the hierarchy: interpolated to a finer one, restricted to a coarser one.

@@ -141,9 +141,10 @@ class Pixels:
 
     def onto(self, V: WithGeometry) -> PixelProjection:
         """Return the projection of pixels that cover the mesh's bounding box."""
-        dim = V.mesh().geometric_dimension
-        if len(self.pixels) == dim + 1:
+        try:
+            return PixelProjection(V, self.pixels)
+        except ValueError as error:
+            if len(self.pixels) != V.mesh().geometric_dimension + 1:
+                raise
             raise ValueError(
-                f"Images of {self.pixels} pixels have one axis more than the mesh of dimension {dim}. If it is that of "
-                "channels, name it: Pixels(images, channel_axis=-1).")
-        return PixelProjection(V, self.pixels)
+                f"{error} If one of the axes is that of channels, name it: Pixels(images, channel_axis=-1).") from error

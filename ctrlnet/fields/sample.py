@@ -37,13 +37,11 @@ class Sample:
     """
 
     def __init__(self, inputs: Inputs | np.ndarray, targets: Targets | np.ndarray | None = None, classes: int = 10):
-        self.inputs: Inputs = _as_inputs(inputs)
-        count = len(self.inputs)
-        if targets is not None and len(targets) != count:
+        self.inputs: Any = _as_inputs(inputs)
+        self.targets: Any = _as_targets(targets, classes)
+        if self.targets is not None and len(self.targets) != len(self.inputs):
             raise ValueError(
-                f"{count} images need as many labels, received labels of shape {np.shape(targets)}."
-                if np.ndim(targets) else f"{count} inputs need as many targets, received {len(targets)}.")
-        self.targets: Targets | None = _as_targets(targets, classes)
+                f"{len(self.inputs)} inputs need as many targets, received {len(self.targets)}. Give one an image.")
 
     def __len__(self) -> int:
         return len(self.inputs)

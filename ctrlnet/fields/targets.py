@@ -71,6 +71,9 @@ class Targets(Protocol):
     def at_nodes(self, V: WithGeometry) -> NodalTargets:
         """Return targets at the nodes of V. Raises a ValueError where there are none, or at those of another space."""
 
+    def decided(self, expected: np.ndarray) -> np.ndarray:
+        """Return what scores, or their probabilities, (K, ...), decide on: the class, or the numbers themselves."""
+
     def check_draw(self, count: int) -> None:
         """Raise a ValueError if some images, drawn from these, cannot be expected to show all that is to be learned."""
 
@@ -141,6 +144,9 @@ class Classes(_OfImages):
         w = self.class_weights[self.labels]
         return ImageTargets(self.labels, w / w.mean())
 
+    def decided(self, expected: np.ndarray) -> np.ndarray:
+        return expected.argmax(axis=0)
+
     def check_draw(self, count: int) -> None:
         if not self.components <= count <= len(self):
             raise ValueError(
@@ -199,6 +205,9 @@ class Numbers(_OfImages):
 
     def of_images(self) -> ImageTargets:
         return ImageTargets(np.ascontiguousarray(self._values.T), self._weights)
+
+    def decided(self, expected: np.ndarray) -> np.ndarray:
+        return expected
 
     def check_draw(self, count: int) -> None:
         check_count(count, len(self))

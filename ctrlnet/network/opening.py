@@ -189,7 +189,8 @@ class LearnedOpening:
         return self.control_set.functions({"O": self.start})
 
     def joined(self, in_time: LayerControls, arrays: Mapping[str, np.ndarray]) -> OpenedControls:
-        return OpenedControls(*in_time.arrays, arrays["O"].reshape(self.start.shape))
+        return OpenedControls(
+            in_time.coefficients, in_time.biases, in_time.parameters, arrays["O"].reshape(self.start.shape))
 
     def derivatives(self, derivative: LayerControls) -> dict[str, np.ndarray]:
         opening = derivative.arrays[-1]

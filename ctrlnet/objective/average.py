@@ -23,7 +23,7 @@ from ctrlnet.fields.sample import Sample
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.network.network import Network
 from ctrlnet.objective.chunks import Chunk
-from ctrlnet.objective.columns import Columns, Features
+from ctrlnet.objective.columns import Columns, Features, Reading
 from ctrlnet.objective.image_split import ImageSplit
 from ctrlnet.objective.losses import Loss
 from ctrlnet.objective.point import Point
@@ -227,3 +227,6 @@ class FeatureReadout(Protocol):
         ValueError
             If the targets of the sample are not those of this readout.
         """
+
+    def reading(self, chunks: Sequence[Chunk], split: ImageSplit) -> Reading:
+        """Return the columns of images without targets."""

@@ -11,9 +11,8 @@ linearisations know columns alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy as np
 from ctrlnet.kernels.code.row_product import RowProduct
 from ctrlnet.objective.chunks import Chunk
 
-__all__ = ["Columns", "Features", "ImageTerms", "ReadInKernels", "Terms", "TermsOfChunks"]
+__all__ = ["Columns", "Features", "ImageTerms", "KeptTerms", "ReadInKernels", "Reading", "Terms"]
 
 
 @dataclass(frozen=True)
@@ -107,32 +106,17 @@ class ReadInKernels:
     adjoint: RowProduct
 
 
-class Columns(Protocol):
-    r"""The columns of one sample that this rank has, chunk by chunk, and the maps to them and back.
+class Reading(Protocol):
+    r"""The maps from final states to the columns that this rank has, chunk by chunk, and back.
 
     Attributes
     ----------
     in_kernels
         The readout as kernels take it that run all chunks in one call; None where they cannot.
-    by_image
-        The ability to tell images apart; None where a column is no image.
     """
 
     @property
-    def kept_bytes(self) -> int:
-        """Bytes of targets and weights that are kept once they are made."""
-
-    @property
     def in_kernels(self) -> ReadInKernels | None: ...
-
-    @property
-    def by_image(self) -> ImageTerms | None: ...
-
-    def terms(self, chunk: Chunk) -> Terms:
-        """Return what is known of a chunk's columns."""
-
-    def all_terms(self) -> Terms:
-        """Return what is known of the columns of all chunks."""
 
     def own(self, chunk: Chunk) -> slice:
         """Return the place of a chunk's columns among all that this rank has."""
@@ -150,12 +134,35 @@ class Columns(Protocol):
             columns): :math:`\lambda_N` is the transposed readout of :math:`\sum_a W_a g_a`.
         """
 
-    def gathered_scores(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+    def gathered_scores(self, parts: Sequence[np.ndarray], classes: int) -> np.ndarray:
         """Return the scores of the sample from those of this rank's columns of each chunk, (K, columns).
 
         Where a column is an image, (K, images) on every rank; where it is a node of one, (K, owned nodes, images) of
         this ensemble member's images.
         """
+
+
+class Columns(Reading, Protocol):
+    """The columns of one sample that this rank has, with what is known of them.
+
+    Attributes
+    ----------
+    by_image
+        The ability to tell images apart; None where a column is no image.
+    """
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of targets and weights that are kept once they are made."""
+
+    @property
+    def by_image(self) -> ImageTerms | None: ...
+
+    def terms(self, chunk: Chunk) -> Terms:
+        """Return what is known of a chunk's columns."""
+
+    def all_terms(self) -> Terms:
+        """Return what is known of the columns of all chunks."""
 
 
 class ImageTerms(Protocol):
@@ -176,48 +183,36 @@ class ImageTerms(Protocol):
         """Write the derivative in the final state for an adjoint (features, images) of all images of a chunk."""
 
 
-class TermsOfChunks:
-    """What columns of chunks have in common: their terms, kept where they fit a limit, and their places.
+class KeptTerms:
+    """The terms of chunks, kept where they fit a limit, and else made anew each time.
 
     Parameters
     ----------
     chunks
         Of this ensemble member's images.
+    make
+        Makes those of one chunk.
     most_bytes
-        The most bytes of terms that are kept; beyond it they are made anew for each chunk.
+        The most that are kept.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], most_bytes: int):
-        self.chunks, self._most_bytes = list(chunks), most_bytes
+    def __init__(self, chunks: Sequence[Chunk], make: Callable[[Chunk], Terms], most_bytes: int):
+        self._chunks, self._make, self._most_bytes = list(chunks), make, most_bytes
         self._kept: dict[int, Terms] = {}
 
-    def _count(self, chunk: Chunk) -> int:
-        """Return the number of this rank's columns of a chunk."""
-        raise NotImplementedError
-
-    def _made(self, chunk: Chunk) -> Terms:
-        """Return a chunk's terms anew."""
-        raise NotImplementedError
-
     @property
-    def kept_bytes(self) -> int:
-        first = self.terms(self.chunks[0]).nbytes if self.chunks else 0  # the largest
-        return min(self._most_bytes, first * len(self.chunks))
+    def nbytes(self) -> int:
+        """Bytes of what is kept once it is made."""
+        first = self.of(self._chunks[0]).nbytes if self._chunks else 0  # the largest
+        return min(self._most_bytes, first * len(self._chunks))
 
-    @cached_property
-    def _edges(self) -> np.ndarray:
-        return np.cumsum([0, *(self._count(chunk) for chunk in self.chunks)])
-
-    def own(self, chunk: Chunk) -> slice:
-        return slice(*self._edges[chunk.number : chunk.number + 2])
-
-    def terms(self, chunk: Chunk) -> Terms:
+    def of(self, chunk: Chunk) -> Terms:
         if chunk.number in self._kept:
             return self._kept[chunk.number]
-        made = self._made(chunk)
+        made = self._make(chunk)
         if sum(t.nbytes for t in self._kept.values()) + made.nbytes <= self._most_bytes:
             self._kept[chunk.number] = made
         return made
 
-    def all_terms(self) -> Terms:
-        return Terms.together([self.terms(chunk) for chunk in self.chunks])
+    def together(self) -> Terms:
+        return Terms.together([self.of(chunk) for chunk in self._chunks])

@@ -6,6 +6,8 @@ import numpy as np
 from firedrake import Ensemble
 from mpi4py import MPI
 
+from ctrlnet.errors import PropagationError
+
 __all__ = ["ImageSplit"]
 
 
@@ -33,7 +35,7 @@ class ImageSplit:
     Raises
     ------
     ValueError
-        If the mesh does not live on the ensemble's spatial communicator, or there are fewer images than members.
+        If the mesh does not live on the ensemble's spatial communicator.
     """
 
     def __init__(self, count: int, mesh_comm: MPI.Comm, ensemble: Ensemble | None = None):
@@ -42,11 +44,7 @@ class ImageSplit:
         member, members = (0, 1) if ensemble is None else (ensemble.ensemble_rank, ensemble.ensemble_size)
         if ensemble is not None:
             self._check_mesh(mesh_comm, ensemble)
-        if count < members:
-            raise ValueError(
-                f"{count} image(s) cannot be shared out among {members} ensemble members; use a larger sample or fewer "
-                "members."
-            )
+        self._members = members
         self.first, self.last = count * member // members, count * (member + 1) // members
 
     @staticmethod
@@ -58,10 +56,24 @@ class ImageSplit:
                 f"({ensemble.comm.size} rank(s)). Build the mesh with comm=ensemble.comm."
             )
 
+    def check_shares(self) -> None:
+        """Raise a ValueError if there are fewer images than members, so that some would have no part in a mean."""
+        if self.count < self._members:
+            raise ValueError(
+                f"{self.count} image(s) cannot be shared out among {self._members} ensemble members; use a larger "
+                "sample or fewer members.")
+
     def sum(self, *arrays: np.ndarray) -> None:
         """Sum arrays over all ranks, in place."""
         for array in arrays:
             self.comm.Allreduce(MPI.IN_PLACE, array)
+
+    def check_finite(self, number: float, h: float) -> None:
+        """Raise a :class:`~ctrlnet.PropagationError` on all ranks if a number that steps h led to is not finite."""
+        if not self.comm.allreduce(bool(np.isfinite(number)), op=MPI.LAND):
+            raise PropagationError(
+                "The propagation is not finite: the controls are too large for the explicit step "
+                f"h = {h:g}. Take more layers, a shorter time or smaller controls.")
 
     def share(self, count: int) -> slice:
         """Return this rank's share of the ``count`` images of a chunk."""

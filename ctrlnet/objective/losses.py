@@ -54,6 +54,14 @@ class Loss(Protocol):
     def check(self, targets: np.ndarray) -> None:
         """Raise a ValueError if this loss does not take such targets; by default it takes all."""
 
+    def expected(self, scores: np.ndarray) -> np.ndarray:
+        """Return what scores (K, ...) say of the target: probabilities where they have any, by default themselves."""
+        return scores
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Return the probabilities (K, ...) that scores stand for. Raises a ValueError where they stand for none."""
+        raise ValueError(f"The scores of {type(self).__name__} are no probabilities. Ask for scores.")
+
 
 def _are_classes(targets: np.ndarray) -> bool:
     return targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer)
@@ -128,6 +136,9 @@ class SoftmaxCrossEntropy(Loss):
                 f"{targets.shape} and type {targets.dtype}. For numbers take loss=LeastSquares(), or Logistic() for "
                 "several answers of yes or no.")
 
+    def expected(self, scores: np.ndarray) -> np.ndarray:
+        return self.probabilities(scores)
+
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Return the softmax of the scores."""
         _, powers, total = _shifted_exponentials(scores)
@@ -199,6 +210,9 @@ class Logistic(Loss):
                 f"Logistic takes numbers from 0 to 1, received targets of shape {targets.shape}"
                 + (f" between {targets.min():g} and {targets.max():g}" if targets.size else "")
                 + ". Give them as Numbers, 1 for yes and 0 for no; classes take SoftmaxCrossEntropy().")
+
+    def expected(self, scores: np.ndarray) -> np.ndarray:
+        return self.probabilities(scores)
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Return the probability of each answer."""

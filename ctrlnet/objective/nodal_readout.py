@@ -16,7 +16,7 @@ from ctrlnet.fields.sample import Sample
 from ctrlnet.network.network import Network
 from ctrlnet.objective.chunks import Chunk
 from ctrlnet.objective.image_split import ImageSplit
-from ctrlnet.objective.node_columns import NodeColumns
+from ctrlnet.objective.node_columns import NodeColumns, NodeReading
 from ctrlnet.objective.readout_controls import ReadoutControls, check_regularisation
 
 __all__ = ["NodalReadout"]
@@ -61,6 +61,10 @@ class NodalReadout(ReadoutControls):
         self.check(sample)
         targets = sample.targets.at_nodes(self.network.space)
         return NodeColumns(self.network.operators.mass, targets, chunks, split, most_bytes)
+
+    def reading(self, chunks: Sequence[Chunk], split: ImageSplit) -> NodeReading:
+        """Return :meth:`columns` of images without targets."""
+        return NodeReading(self.network.operators.mass.size, chunks)
 
     def regularisation(
         self, m: ControlsLike, gradient: float = 0.0, size: float = 0.0

@@ -9,14 +9,48 @@ from mpi4py import MPI
 
 from ctrlnet.fields.targets import NodalTargets
 from ctrlnet.objective.chunks import Chunk
-from ctrlnet.objective.columns import Terms, TermsOfChunks
+from ctrlnet.objective.columns import KeptTerms, Terms
 from ctrlnet.objective.image_split import ImageSplit
 
-__all__ = ["NodeColumns"]
+__all__ = ["NodeColumns", "NodeReading"]
 
 
-class NodeColumns(TermsOfChunks):
-    r"""The columns of a readout at nodes: the features of node x of image i are :math:`Y_i(x, T)`.
+class NodeReading:
+    r"""Columns that are nodes of images: the features of node x of image i are :math:`Y_i(x, T)`.
+
+    Parameters
+    ----------
+    nodes
+        That this rank owns.
+    chunks
+        Of this ensemble member's images.
+    """
+
+    in_kernels = None
+
+    def __init__(self, nodes: int, chunks: Sequence[Chunk]):
+        self._nodes = nodes
+        self._edges = np.cumsum([0, *(nodes * chunk.images for chunk in chunks)])
+
+    def own(self, chunk: Chunk) -> slice:
+        return slice(*self._edges[chunk.number : chunk.number + 2])
+
+    def features(self, chunk: Chunk, state: np.ndarray) -> np.ndarray:
+        columns = np.moveaxis(state[:, :, : chunk.images], 1, 0).astype(float, order="C")
+        return columns.reshape(state.shape[1], -1)
+
+    def pull(self, chunk: Chunk, lam: np.ndarray, *pairs: tuple[np.ndarray, np.ndarray]) -> None:
+        dfeatures = sum(W @ g for W, g in pairs).reshape(lam.shape[1], lam.shape[0], chunk.images)
+        lam[:, :, : chunk.images] = np.moveaxis(dfeatures, 0, 1)
+        lam[:, :, chunk.images :] = 0.0
+
+    def gathered_scores(self, parts: Sequence[np.ndarray], classes: int) -> np.ndarray:
+        empty = np.empty((classes, self._nodes, 0))
+        return np.concatenate([empty, *(part.reshape(classes, self._nodes, -1) for part in parts)], axis=2)
+
+
+class NodeColumns(NodeReading):
+    r"""The nodes of a sample's images with their targets.
 
     With the lumped mass :math:`M_x`, the targets' density m and the integral :math:`N_i` of their normaliser, the
     weight of a column among n images is :math:`w = M_x\, m_i(x) / (n N_i)`; an integral by vertex quadrature.
@@ -30,20 +64,27 @@ class NodeColumns(TermsOfChunks):
     chunks, split
         The images of this ensemble member, and who has which.
     most_bytes
-        See :class:`~ctrlnet.objective.columns.TermsOfChunks`.
+        See :class:`~ctrlnet.objective.columns.KeptTerms`.
     """
 
-    in_kernels = None
     by_image = None
 
     def __init__(
         self, mass: np.ndarray, targets: NodalTargets, chunks: Sequence[Chunk], split: ImageSplit, most_bytes: int
     ):
-        super().__init__(chunks, most_bytes)
+        super().__init__(mass.size, chunks)
         self._mass, self._targets, self._split = mass, targets, split
+        self._terms = KeptTerms(chunks, self._made, most_bytes)
 
-    def _count(self, chunk: Chunk) -> int:
-        return self._mass.size * chunk.images
+    @property
+    def kept_bytes(self) -> int:
+        return self._terms.nbytes
+
+    def terms(self, chunk: Chunk) -> Terms:
+        return self._terms.of(chunk)
+
+    def all_terms(self) -> Terms:
+        return self._terms.together()
 
     def _made(self, chunk: Chunk) -> Terms:
         span = chunk.start, chunk.stop
@@ -65,16 +106,3 @@ class NodeColumns(TermsOfChunks):
                 f"The targets of image {number} leave nothing to compare with: their mask, or the field that the error "
                 "is relative to, is zero everywhere. Leave the image out, or mend its mask.")
         return integral
-
-    def features(self, chunk: Chunk, state: np.ndarray) -> np.ndarray:
-        columns = np.moveaxis(state[:, :, : chunk.images], 1, 0).astype(float, order="C")
-        return columns.reshape(state.shape[1], -1)
-
-    def pull(self, chunk: Chunk, lam: np.ndarray, *pairs: tuple[np.ndarray, np.ndarray]) -> None:
-        dfeatures = sum(W @ g for W, g in pairs).reshape(lam.shape[1], lam.shape[0], chunk.images)
-        lam[:, :, : chunk.images] = np.moveaxis(dfeatures, 0, 1)
-        lam[:, :, chunk.images :] = 0.0
-
-    def gathered_scores(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        nodes = self._mass.size
-        return np.concatenate([part.reshape(part.shape[0], nodes, -1) for part in parts], axis=2)

@@ -18,6 +18,7 @@ from ctrlnet.objective.average import Average
 from ctrlnet.objective.losses import Loss
 from ctrlnet.objective.objective import Objective, ObjectiveAt
 from ctrlnet.objective.point import Point
+from ctrlnet.objective.prediction import Prediction
 from ctrlnet.objective.regularisation import Regularisation, RegularisedReadout
 from ctrlnet.objective.sample_average import SampleAverage
 from ctrlnet.objective.work import Work
@@ -209,6 +210,18 @@ class TrainingProblem:
     def accuracy(self, sample: Sample, m: ControlsLike) -> float:
         """Return the share of correctly classified images of any sample, on the network's own mesh."""
         return self.on_sample(sample).accuracy(*self.point(m))
+
+    def prediction(self, m: ControlsLike) -> Prediction:
+        """Return what the network says of inputs with given controls: scores, probabilities, classes, states."""
+        average = self.average
+        return Prediction(self.readout, self.point(m), average.loss, average.sample.targets, average.ensemble)
+
+    def relative_error(self, sample: Sample, m: ControlsLike) -> float:
+        """Return the relative error of scores over a sample whose targets are numbers or fields.
+
+        See :meth:`ctrlnet.SampleAverage.relative_error`.
+        """
+        return self.on_sample(sample).relative_error(*self.point(m))
 
     def point(self, m: ControlsLike) -> Point:
         """Return controls as arrays, the way averages take them."""

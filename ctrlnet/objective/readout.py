@@ -28,7 +28,7 @@ from ctrlnet.kernels.code.row_product import RowProduct
 from ctrlnet.network.network import Network
 from ctrlnet.objective.chunks import Chunk
 from ctrlnet.objective.columns import ReadInKernels
-from ctrlnet.objective.image_columns import ImageColumns
+from ctrlnet.objective.image_columns import ImageColumns, ImageReading
 from ctrlnet.objective.image_split import ImageSplit
 from ctrlnet.objective.readout_controls import ReadoutControls, check_regularisation
 from ctrlnet.operators.forms import lumped_dx
@@ -92,6 +92,10 @@ class Readout(ReadoutControls):
         """Return the columns of a sample, its images; see :class:`~ctrlnet.objective.average.FeatureReadout`."""
         self.check(sample)
         return ImageColumns(self, sample.targets.of_images(), chunks, split, most_bytes)
+
+    def reading(self, chunks: Sequence[Chunk], split: ImageSplit) -> ImageReading:
+        """Return :meth:`columns` of images without targets."""
+        return ImageReading(self, chunks, split)
 
     # Features of a chunk and their transpose.
 

@@ -89,6 +89,7 @@ class SampleAverage(Average):
         self.memory_limit = memory_limit
         self.ensemble = ensemble
         self._split = split = ImageSplit(len(sample), network.comm, ensemble)
+        split.check_shares()
         self._map = nodal_map_for(network, sample.inputs, projection)
         self.chunk_images = chunk_size(network.sweep, split)
         chunks = chunks_of(split, self.chunk_images)
@@ -139,7 +140,26 @@ class SampleAverage(Average):
             yield chunk, W.T @ self._columns.features(chunk, state) + beta[:, None]
 
     def scores(self, layers: LayerControls, W: np.ndarray, beta: np.ndarray) -> np.ndarray:
-        return self._columns.gathered_scores([scores for _, scores in self._scored(layers, W, beta)])
+        return self._columns.gathered_scores(
+            [scores for _, scores in self._scored(layers, W, beta)], self.readout.classes)
+
+    def relative_error(self, layers: LayerControls, W: np.ndarray, beta: np.ndarray) -> float:
+        r"""Return :math:`\bigl(\sum_c w_c |W^T F_c + \beta - y_c|^2 / \sum_c w_c |y_c|^2\bigr)^{1/2}`, of numbers y.
+
+        Raises
+        ------
+        ValueError
+            If the targets are classes.
+        """
+        sums = np.zeros(2)
+        for chunk, scores in self._scored(layers, W, beta):
+            terms = self._columns.terms(chunk)
+            if terms.targets.ndim == 1:
+                raise ValueError("Classes have no relative error. Ask for the accuracy.")
+            for k, values in enumerate((scores - terms.targets, terms.targets)):
+                sums[k] += terms.weights @ (values**2).sum(axis=0)
+        self._split.sum(sums)
+        return float(np.sqrt(sums[0] / sums[1]))
 
     def accuracy(self, layers: LayerControls, W: np.ndarray, beta: np.ndarray) -> float:
         sums = np.zeros(2)

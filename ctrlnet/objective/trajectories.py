@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 
 import numpy as np
-from mpi4py import MPI
 
 from ctrlnet.errors import PropagationError
 from ctrlnet.kernels.checkpointing import checkpointed_adjoint
@@ -221,12 +220,11 @@ class Trajectories:
 
     def check_finite(self, number: float) -> None:
         """Raise a :class:`~ctrlnet.PropagationError` on all ranks, and forget the states, if a number is not finite."""
-        if not self._split.comm.allreduce(bool(np.isfinite(number)), op=MPI.LAND):
+        try:
+            self._split.check_finite(number, self.network.step_sizes[0])
+        except PropagationError:
             self.forget()
-            raise PropagationError(
-                "The propagation is not finite: the controls are too large for the explicit step "
-                f"h = {self.network.step_sizes[0]:g}. Take more layers, a shorter time or smaller controls."
-            )
+            raise
 
     # Backward.
 

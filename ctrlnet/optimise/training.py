@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from ctrlnet.controls import Controls, ControlsLike
+from ctrlnet.fields import Inputs, NodalMap
+from ctrlnet.objective.prediction import Prediction, State
 from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.objective.work import Work
 from ctrlnet.optimise.course import Course, Limits
@@ -34,6 +37,29 @@ class LevelResult:
     seconds: float
     inner_seconds: float
     work: Work
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        """What the trained network says of inputs."""
+        return self.problem.prediction(self.controls)
+
+    def scores(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
+        """Return the scores of inputs; see :meth:`ctrlnet.objective.Prediction.scores`."""
+        return self.prediction.scores(inputs, projection)
+
+    def probabilities(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
+        """Return the probabilities of classes; see :meth:`ctrlnet.objective.Prediction.probabilities`."""
+        return self.prediction.probabilities(inputs, projection)
+
+    def predict(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
+        """Return the classes of inputs, or their numbers; see :meth:`ctrlnet.objective.Prediction.predict`."""
+        return self.prediction.predict(inputs, projection)
+
+    def trajectory(
+        self, inputs: Inputs | np.ndarray, number: int = 0, projection: NodalMap | None = None
+    ) -> list[State]:
+        """Return the states of an input at all times; see :meth:`ctrlnet.objective.Prediction.trajectory`."""
+        return self.prediction.trajectory(inputs, number, projection)
 
 
 def train_level(

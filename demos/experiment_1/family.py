@@ -6,7 +6,6 @@ import numpy as np
 
 import ctrlnet as cn
 from ctrlnet.fields import averaged_pixels, digit_space, transferred_pixels
-from ctrlnet.network import FixedOpening
 from ctrlnet.operators import Averaging, FullWeighting, Linear, PiecewiseConstant
 from ctrlnet.transfer import galerkin, galerkin_prolongation
 
@@ -34,7 +33,7 @@ class Family:
         self.controls = cn.ControlSpace(arguments.time, arguments.layers, self.operators, arguments.features)
         reference = cn.Network(
             self.operators, self.controls, dynamics=cn.ReactionDiffusion(nu=arguments.diffusion), integrator=cn.IMEX(),
-            opening=FixedOpening(np.ones(arguments.features)), precision="single")
+            opening=cn.FixedOpening(np.ones(arguments.features)), precision="single")
         self.networks = {n: reference if n == 28 else reference.on(space(n)) for n in MESHES}
         self.readout = cn.Readout(reference, classes=10, space=space(arguments.readout))
         self.readouts = {n: self.readout if n == 28 else self.readout.on(self.networks[n]) for n in MESHES}

@@ -41,7 +41,6 @@ from firedrake import COMM_WORLD, Ensemble
 
 import ctrlnet as cn
 from ctrlnet.fields import SIDE, PixelProjection, as_picture, digit_samples, digit_space
-from ctrlnet.network import FixedOpening
 from ctrlnet.optimise import Adam, FirstOrder, JointFunctional, Limits
 from ctrlnet.optimise.first_order import warm_cosine_rate
 
@@ -56,7 +55,7 @@ finest = len(levels) - 1
 operators = (cn.stencil_operators if arguments.operators == "stencil" else cn.low_order_operators)(spaces[finest])
 controls = cn.ControlSpace(arguments.time, arguments.layers, operators, arguments.features)
 diffusing = dict(dynamics=cn.ReactionDiffusion(nu=arguments.diffusion), integrator=cn.IMEX())
-reference = cn.Network(operators, controls, opening=FixedOpening(np.ones(arguments.features)), precision="single",
+reference = cn.Network(operators, controls, opening=cn.FixedOpening(np.ones(arguments.features)), precision="single",
                        **(diffusing if arguments.diffusion else {}))
 readouts = [cn.Readout(network, classes=10, space=readout_space)
             for network in (*(reference.on(V) for V in spaces[:-1]), reference)]

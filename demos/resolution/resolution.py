@@ -36,7 +36,6 @@ from firedrake import Function, FunctionSpace, MeshHierarchy, prolong
 
 import ctrlnet as cn
 from ctrlnet.fields import SIDE, as_picture, averaged_pixels, digit_samples, digit_space, transferred_pixels
-from ctrlnet.network import FixedOpening
 from ctrlnet.optimise import update_classifier
 
 run = Run(arguments)
@@ -54,13 +53,12 @@ operators = {n: cn.Operators(spaces[n], cn.low_order_operators(spaces[n]).operat
 controls = cn.ControlSpace(arguments.time, arguments.layers, operators[TRAINED], arguments.features)
 implicit = cn.BackwardEuler() if arguments.implicit == "backward-euler" else cn.ImplicitMidpoint()
 SCHEMES = {"explicit": cn.ForwardEuler(), "implicit": implicit, "imex": cn.IMEX()}
-dynamics = cn.ReactionDiffusion(arguments.diffusion)
+dynamics, opening = cn.ReactionDiffusion(arguments.diffusion), cn.FixedOpening(np.ones(arguments.features))
 step = arguments.time / arguments.layers
 
 
 def readout_on(n, scheme, layers=arguments.layers):
-    opening = FixedOpening(np.ones(arguments.features))
-    network = cn.Network(operators[n], controls, layers, dynamics, SCHEMES[scheme], opening=opening)
+    network = cn.Network(operators[n], controls, layers, dynamics, SCHEMES[scheme], opening)
     return cn.Readout(network, 10, spaces[7])
 
 
@@ -150,8 +148,7 @@ for scheme in SCHEMES:
     for n in reversed(arguments.cells):  # the finest first: the others are compared with it
         found, Y = measure(scheme, n, controls_of[scheme])
         reference = Y if n == finest else reference
-        if Y is not None and reference is not None:
-            found["difference"] = difference(Y, n, reference, finest)
+        found |= {} if Y is None or reference is None else {"difference": difference(Y, n, reference, finest)}
         if Y is not None and scheme != "imex" and n in (coarsest, TRAINED, finest):
             one = Y.dat.data_ro.reshape(spaces[n].node_set.size, -1)[:, 0]  # a feature of an image
             pictures[f"{scheme}, {n}x{n}"] = as_picture(spaces[n], one)

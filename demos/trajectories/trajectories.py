@@ -29,7 +29,6 @@ from matplotlib.figure import Figure
 
 import ctrlnet as cn
 from ctrlnet.fields import PixelProjection, digit_samples, digit_space
-from ctrlnet.network import FixedOpening
 from ctrlnet.optimise import update_classifier
 
 run = Run(arguments)
@@ -43,7 +42,7 @@ for digit in classes:
 V = digit_space(arguments.cells)
 operators = cn.stencil_operators(V)
 controls = cn.ControlSpace(arguments.time, arguments.layers, operators, arguments.features)
-network = cn.Network(operators, controls, opening=FixedOpening(np.ones(arguments.features)))
+network = cn.Network(operators, controls, opening=cn.FixedOpening(np.ones(arguments.features)))
 readout = cn.Readout(network, 10, digit_space(arguments.readout))
 problem = cn.TrainingProblem(readout, train, control_size=1e-4, control_scales=operators.norms, weights_gradient=1e-2,
                              weights_size=1e-3)

@@ -37,7 +37,6 @@ from matplotlib.figure import Figure
 
 import ctrlnet as cn
 from ctrlnet.fields import PixelProjection, as_picture, digit_samples, digit_space
-from ctrlnet.network import FixedOpening
 
 RECOVERY = 0.5  # gamma
 lumped = dx(scheme="KMV", degree=1)  # the operators' own quadrature, which makes the mass diagonal
@@ -64,7 +63,7 @@ names = [f"{n}x{n}" for n in arguments.levels]
 samples = [(train.averaged(28 // n), test.averaged(28 // n)) for n in arguments.levels]
 operators = [cn.low_order_operators(digit_space(n)) for n in arguments.levels]
 controls = cn.ControlSpace(arguments.time, arguments.layers, operators[0], arguments.features)
-opening = FixedOpening(np.ones(arguments.features))
+opening = cn.FixedOpening(np.ones(arguments.features))
 coarsest = cn.Network(operators[0], controls, dynamics=dynamics, integrator=scheme, opening=opening)
 networks = [coarsest, *(coarsest.on(on_mesh.space) for on_mesh in operators[1:])]
 readout_space = digit_space(arguments.readout)

@@ -63,7 +63,7 @@ BAD = {
     "infinity": ((with_bad_pixel(-np.inf), LABELS), "1 of 4 images hold NaN or infinite.*Remove or repair"),
     "complex": ((images(dtype=complex), LABELS), "must be an array of numbers .* received complex128"),
     "words": ((np.array([["a", "b"]] * 4), LABELS), "must be an array of numbers .* received <U1"),
-    "fewer labels": ((images(), LABELS[:3]), r"4 images need as many labels, received labels of shape \(3,\)"),
+    "fewer labels": ((images(), LABELS[:3]), "4 inputs need as many targets, received 3"),
     "labels of two axes": ((images(), LABELS[:, None]), r"one number an image, received labels of shape \(4, 1\)"),
     "float labels": ((images(), LABELS.astype(float)), "Labels must be integers, received float64"),
     "negative label": ((images(), LABELS - 1), r"Labels must lie in 0 to 2, received -1 to 1"),

@@ -29,6 +29,7 @@ from scipy.ndimage import correlate
 from ctrlnet import (
     Activation,
     ControlSpace,
+    FixedOpening,
     Network,
     Operator,
     Operators,
@@ -46,7 +47,6 @@ from ctrlnet import (
     tanh,
 )
 from ctrlnet.fields import PixelProjection
-from ctrlnet.network import FixedOpening
 from ctrlnet.network.plain import layer_controls, layer_derivatives, propagate_plain
 from ctrlnet.operators import identity as identity_operator
 from ctrlnet.operators import lumped_dx

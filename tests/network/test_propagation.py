@@ -9,8 +9,7 @@ from firedrake import Function, FunctionSpace, UnitIntervalMesh, VectorFunctionS
 from firedrake.adjoint import Control, ReducedFunctional
 from pyadjoint import get_working_tape
 
-from ctrlnet import Activation, ControlSpace, Network, low_order_operators, propagate
-from ctrlnet.network import FixedOpening
+from ctrlnet import Activation, ControlSpace, FixedOpening, Network, low_order_operators, propagate
 from ctrlnet.network.propagation import PropagationBlock
 
 CELLS = ["quadrilateral", "triangle", "interval", "hexahedron"]

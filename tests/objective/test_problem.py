@@ -13,6 +13,7 @@ from support.points import arrays_of, gradient_at, hessian_at, value_at
 
 from ctrlnet import (
     Activation,
+    FixedOpening,
     LeastSquares,
     PropagationError,
     Readout,
@@ -23,7 +24,6 @@ from ctrlnet import (
     Work,
     identity,
 )
-from ctrlnet.network import FixedOpening
 from ctrlnet.objective import Objective
 from ctrlnet.objective.problem import ObjectiveBlock
 

@@ -21,8 +21,7 @@ from firedrake import (
 from firedrake.adjoint import Control, ReducedFunctional
 from mpi4py import MPI
 
-from ctrlnet import ControlSpace, Network, low_order_operators, propagate, stencil_operators
-from ctrlnet.network import FixedOpening
+from ctrlnet import ControlSpace, FixedOpening, Network, low_order_operators, propagate, stencil_operators
 
 on_ranks = pytest.mark.parallel(nprocs=[1, 2, 3])
 

@@ -1,0 +1,138 @@
+"""What a trained network says of inputs, with or without targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from firedrake import Ensemble, Function
+
+from ctrlnet.fields.inputs import Inputs, NodalMap
+from ctrlnet.fields.sample import Sample
+from ctrlnet.fields.targets import Targets
+from ctrlnet.objective.average import FeatureReadout
+from ctrlnet.objective.chunks import chunk_size, chunks_of
+from ctrlnet.objective.image_split import ImageSplit
+from ctrlnet.objective.losses import Loss
+from ctrlnet.objective.nodal_inputs import nodal_map_for
+from ctrlnet.objective.point import Point
+
+__all__ = ["Prediction", "State"]
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of one image at a time: a scalar Function a feature, named ``Y0``, ``Y1`` and so on."""
+
+    time: float
+    features: tuple[Function, ...]
+
+
+class Prediction:
+    r"""Scores :math:`W^T F + \beta` of inputs for fixed controls, and what they decide on.
+
+    Inputs pass through chunk by chunk; of the states none is kept.
+
+    Parameters
+    ----------
+    readout
+        The network and its readout.
+    point
+        All controls.
+    loss
+        Says what scores stand for.
+    targets
+        Of the kind that the network was trained on: they say whether scores decide on a class or are numbers.
+    ensemble
+        Its members share the inputs out; some may have none.
+    """
+
+    def __init__(
+        self, readout: FeatureReadout, point: Point, loss: Loss, targets: Targets, ensemble: Ensemble | None = None
+    ):
+        self.readout, self.network = readout, readout.network
+        self._point, self._loss, self._targets, self._ensemble = point, loss, targets, ensemble
+
+    def scores(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
+        """Return the scores of inputs.
+
+        Parameters
+        ----------
+        inputs
+            As those of a :class:`~ctrlnet.Sample`.
+        projection
+            As that of a :class:`~ctrlnet.SampleAverage`.
+
+        Returns
+        -------
+        numpy.ndarray
+            (K, n) on every rank; with a :class:`~ctrlnet.NodalReadout` (K, owned nodes, n), of this ensemble member's
+            inputs.
+
+        Raises
+        ------
+        ValueError
+            If the inputs have other channels than the network opens, or do not fit its mesh.
+        PropagationError
+            If a state is not finite.
+        """
+        inputs = Sample(inputs).inputs
+        network, (layers, W, beta) = self.network, self._point
+        split = ImageSplit(len(inputs), network.comm, self._ensemble)
+        chunks = chunks_of(split, size := chunk_size(network.sweep, split))
+        reading = self.readout.reading(chunks, split)
+        nodal_map = nodal_map_for(network, inputs, projection)
+        trajectory, parts = network.sweep.trajectory(network.steps, size, keep=False), []
+        for chunk in chunks:
+            x = nodal_map.nodal(inputs, chunk.start, chunk.stop)
+            network.opening.open(layers, x, trajectory.initial)
+            state = network.sweep.forward(layers.in_time, network.step_sizes, trajectory)
+            parts.append(W.T @ reading.features(chunk, state) + beta[:, None])
+        split.check_finite(sum(float(part.sum()) for part in parts), network.step_sizes[0])
+        return reading.gathered_scores(parts, self.readout.classes)
+
+    def probabilities(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
+        """Return the probabilities of classes, or answers, in the shape of :meth:`scores`.
+
+        Raises
+        ------
+        ValueError
+            If the loss gives scores no such meaning, and as :meth:`scores` does.
+        """
+        return self._loss.probabilities(self.scores(inputs, projection))
+
+    def predict(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
+        """Return the most probable class of each input, (n,), or node, (owned nodes, n).
+
+        Of targets that are numbers: what is expected of them, in the shape of :meth:`scores`.
+        """
+        return self._targets.decided(self._loss.expected(self.scores(inputs, projection)))
+
+    def trajectory(
+        self, inputs: Inputs | np.ndarray, number: int = 0, projection: NodalMap | None = None
+    ) -> list[State]:
+        """Return the states of one input at all times :math:`t_0, ..., t_N`.
+
+        Parameters
+        ----------
+        number
+            Of the input.
+        """
+        inputs = Sample(inputs).inputs
+        if not 0 <= number < len(inputs):
+            raise ValueError(f"There are inputs 0 to {len(inputs) - 1}, received number={number!r}.")
+        network, layers = self.network, self._point.layers
+        sweep = network.sweep
+        trajectory = sweep.trajectory(network.steps, sweep.image_block)
+        x = nodal_map_for(network, inputs, projection).nodal(inputs, number, number + 1)
+        network.opening.open(layers, x, trajectory.initial)
+        sweep.forward(layers.in_time, network.step_sizes, trajectory)
+        times = np.concatenate([[0.0], np.cumsum(network.step_sizes)])
+        return [State(float(t), tuple(self._functions(trajectory.complete(k)[0]))) for k, t in enumerate(times)]
+
+    def _functions(self, state: np.ndarray) -> Iterator[Function]:
+        for c in range(self.network.features):
+            out = Function(self.network.space, name=f"Y{c}")
+            out.dat.data[:] = state[:, c, 0]
+            yield out
