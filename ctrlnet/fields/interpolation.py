@@ -167,9 +167,9 @@ def on_grid(latitudes: np.ndarray, longitudes: np.ndarray, V: WithGeometry) -> s
     around = np.append(longitudes - longitudes[0], 360.0)
     left = np.clip(np.searchsorted(around, turned, side="right") - 1, 0, columns - 1)
     east = (turned - around[left]) / (around[left + 1] - around[left])
-    at = np.arange(len(places))
+    nodes_of = np.arange(len(places))
     entries = [
-        (at, (below + up) * columns + (left + right) % columns, share_up * share_right)
+        (nodes_of, (below + up) * columns + (left + right) % columns, share_up * share_right)
         for up, share_up in enumerate((1 - north, north)) for right, share_right in enumerate((1 - east, east))]
     nodes, number, weight = (np.concatenate(part) for part in zip(*entries, strict=True))
     bilinear = sparse.coo_array((weight, (nodes, number)), (len(places), extended.shape[0])).tocsr()

@@ -73,8 +73,8 @@ class Pixels:
 
     @property
     def images(self) -> np.ndarray:
-        """All images, as they were given; read as a whole."""
-        return self._images.read()
+        """All images as they were given, without an axis of channels where there is one; read as a whole."""
+        return self._with_channels(0, len(self))[:, 0] if self.channels == 1 else self._images.read()
 
     @property
     def in_memory(self) -> bool:

@@ -45,6 +45,9 @@ def average_pixels(images: np.ndarray, factor: int) -> np.ndarray:
     blocks = itertools.chain.from_iterable((p // factor, factor) for p in images.shape[1:])
     return images.reshape(len(images), *blocks).mean(axis=tuple(range(2, 2 * images.ndim, 2)), dtype=float)
 
+# Of pixels as floats that are held at once: large pictures pass through a few at a time.
+_BYTES = 2**24
+
 
 class PixelMap:
     """A :class:`~ctrlnet.fields.inputs.NodalMap` by a sparse matrix from the pixels of an image to nodal values.
@@ -93,7 +96,10 @@ class PixelMap:
 
     def nodal(self, inputs: Inputs, start: int, stop: int) -> np.ndarray:
         """Return the nodal values (owned nodes, q, n) of some inputs."""
-        return with_missing(self._of_channels, inputs.values(start, stop), inputs.known(start, stop))
+        size = max(1, _BYTES // (8 * inputs.channels * self.matrix.shape[1]))
+        spans = [(first, min(first + size, stop)) for first in range(start, stop, size)]
+        parts = [with_missing(self._of_channels, inputs.values(*span), inputs.known(*span)) for span in spans]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
     def _of_channels(self, values: np.ndarray) -> np.ndarray:
         count, channels = values.shape[:2]

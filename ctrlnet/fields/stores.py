@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import h5py
@@ -63,6 +64,10 @@ class Rows:
         else:
             found = self.array[self._numbers[start:stop]]
         found = np.asarray(found)
+        if isinstance(self.array, np.memmap) and self.array.mode == "r":
+            # Pages that were read would stay resident until memory is short: a file of any size may pass through.
+            found = found.copy()
+            self.array._mmap.madvise(mmap.MADV_DONTNEED)
         return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
 
     def chosen(self, numbers: np.ndarray) -> Rows:

@@ -77,18 +77,17 @@ class Prediction:
         PropagationError
             If a state is not finite.
         """
-        inputs = Sample(inputs).inputs
-        network, (layers, W, beta) = self.network, self._point
-        split = ImageSplit(len(inputs), network.comm, self._ensemble)
+        fields, network, layers = Sample(inputs).inputs, self.network, self._point.layers
+        split = ImageSplit(len(fields), network.comm, self._ensemble)
         chunks = chunks_of(split, size := chunk_size(network.sweep, split))
         reading = self.readout.reading(chunks, split)
-        nodal_map = nodal_map_for(network, inputs, projection)
+        nodal_map = nodal_map_for(network, fields, projection)
         trajectory, parts = network.sweep.trajectory(network.steps, size, keep=False), []
         for chunk in chunks:
-            x = nodal_map.nodal(inputs, chunk.start, chunk.stop)
+            x = nodal_map.nodal(fields, chunk.start, chunk.stop)
             network.opening.open(layers, x, trajectory.initial)
             state = network.sweep.forward(layers.in_time, network.step_sizes, trajectory)
-            parts.append(W.T @ reading.features(chunk, state) + beta[:, None])
+            parts.append(self._point.W.T @ reading.features(chunk, state) + self._point.beta[:, None])
         split.check_finite(sum(float(part.sum()) for part in parts), network.step_sizes[0])
         return reading.gathered_scores(parts, self.readout.classes)
 
@@ -119,13 +118,13 @@ class Prediction:
         number
             Of the input.
         """
-        inputs = Sample(inputs).inputs
-        if not 0 <= number < len(inputs):
-            raise ValueError(f"There are inputs 0 to {len(inputs) - 1}, received number={number!r}.")
+        fields = Sample(inputs).inputs
+        if not 0 <= number < len(fields):
+            raise ValueError(f"There are inputs 0 to {len(fields) - 1}, received number={number!r}.")
         network, layers = self.network, self._point.layers
         sweep = network.sweep
         trajectory = sweep.trajectory(network.steps, sweep.image_block)
-        x = nodal_map_for(network, inputs, projection).nodal(inputs, number, number + 1)
+        x = nodal_map_for(network, fields, projection).nodal(fields, number, number + 1)
         network.opening.open(layers, x, trajectory.initial)
         sweep.forward(layers.in_time, network.step_sizes, trajectory)
         times = np.concatenate([[0.0], np.cumsum(network.step_sizes)])

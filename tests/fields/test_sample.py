@@ -28,7 +28,7 @@ def test_bytes_stand_for_zero_to_one():
 def test_averaged_pixels_keep_the_mean(shape):
     for sample in (Sample(images(4, shape), LABELS, 3), Sample(images(4, shape, float) / 255, LABELS, 3)):
         coarse = sample.averaged(2)
-        assert coarse.pixels == tuple(p // 2 for p in shape)
+        assert coarse.pixels == tuple(p // 2 for p in shape) and coarse.images.shape == (4, *coarse.pixels)
         axes = tuple(range(1, len(shape) + 1))
         np.testing.assert_allclose(coarse.values(0, 4).mean(axis=axes), sample.values(0, 4).mean(axis=axes), rtol=1e-14)
         np.testing.assert_array_equal(coarse.labels, sample.labels)

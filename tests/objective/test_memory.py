@@ -171,3 +171,74 @@ def test_sixty_thousand_images_fit_by_measurement():
     assert expected < 2 * GIB, (
         f"{expected / GIB:.2f} GiB: {peaks[512] / GIB:.2f} at 512 images, {per_image / 1024:.1f} KiB each further one"
     )
+
+
+_GROWTH = """
+import sys, threading, time
+import numpy as np
+from firedrake import FunctionSpace, RectangleMesh
+import ctrlnet as cn
+from ctrlnet.fields import Pixels
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+def problem(inputs, cells, limit):
+    space = FunctionSpace(RectangleMesh(cells, cells, 28.0, 28.0, quadrilateral=True), "CG", 1)
+    coarse = FunctionSpace(RectangleMesh(2, 2, 28.0, 28.0, quadrilateral=True), "CG", 1)
+    D = cn.low_order_operators(space)
+    readout = cn.Readout(cn.Network(D, cn.ControlSpace(1.0, 4, D, 2)), 3, coarse)
+    labels = np.arange(len(inputs)) % 3
+    return cn.TrainingProblem(readout, cn.Sample(inputs, labels, 3), memory_limit=limit)
+
+def run(p, iterations):
+    m = p.controls(np.random.default_rng(0), 0.1)
+    cn.train_level(p, m, iterations=iterations)
+
+rng = np.random.default_rng(0)
+images, pixels, cells, limit, warm = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), 64
+run(problem(rng.random((warm, pixels, pixels)), cells, limit), 1)  # what is compiled and loaded once
+if len(sys.argv) > 5:
+    inputs = np.memmap(sys.argv[5], dtype=np.uint8, mode="r", shape=(images, pixels, pixels))
+else:
+    inputs = rng.integers(0, 255, (images, pixels, pixels), dtype=np.uint8)
+p = problem(Pixels(inputs), cells, limit)
+before, peak, done = resident(), [0], threading.Event()
+
+def watch():
+    while not done.wait(0.002):
+        peak[0] = max(peak[0], resident())
+
+thread = threading.Thread(target=watch)
+thread.start()
+run(p, 1)
+done.set()
+thread.join()
+print("growth", peak[0] - before)
+"""
+
+
+def growth(*arguments) -> int:
+    """Return by how many bytes a training grows the resident memory of a process."""
+    run = subprocess.run([sys.executable, "-c", _GROWTH, *map(str, arguments)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return int(run.stdout.split("growth")[1].split()[0])
+
+
+def test_nodal_values_count_against_the_limit():
+    """All nodal values of these images would take 1.8 times the limit, and no limit counted them."""
+    limit = 2**26
+    assert 1200 * 113**2 * 8 > 1.8 * limit
+    assert growth(1200, 28, 112, limit) < 1.5 * limit
+
+
+@pytest.mark.slow
+def test_a_file_of_four_gib_trains_within_the_limit(tmp_path):
+    pixels, images, limit = 256, 2**16, 2**28
+    path = tmp_path / "images.bin"
+    one = np.random.default_rng(0).integers(0, 255, (256, pixels, pixels), dtype=np.uint8)
+    with open(path, "wb") as file:
+        for _ in range(images // len(one)):
+            one.tofile(file)
+    assert path.stat().st_size == 4 * GIB
+    assert growth(images, pixels, 8, limit, path) < 1.5 * limit
