@@ -51,6 +51,7 @@ from ctrlnet.operators import (
 from ctrlnet.optimise.multiscale import train_multiscale
 from ctrlnet.optimise.training import LevelResult, train_level
 from ctrlnet.report import write_results
+from ctrlnet.storage import Trained, load, load_controls, save
 
 __all__ = [
     "Activation", "AdaptiveDepth", "Antisymmetric", "BackwardEuler", "ControlSet", "ControlSpace", "Controls",
@@ -58,8 +59,8 @@ __all__ = [
     "Hamiltonian", "Hyperbolic", "IMEX", "ImplicitMidpoint", "InnerSolveError", "Irksome", "LearnedOpening",
     "LeastSquares", "LevelResult", "Logistic", "MultilevelAverage", "Network", "NodalReadout", "Operator", "Operators",
     "Parabolic", "PropagationError", "ReactionDiffusion", "Readout", "Residual", "RungeKutta", "Sample",
-    "SampleAverage", "SoftmaxCrossEntropy", "StageSolveError", "StoermerVerlet", "Tableau", "TrainingProblem",
-    "UserDynamics", "Work", "adapt_depth", "derivative", "identity", "interior_stencil", "laplacian",
-    "low_order_operators", "propagate", "relu", "second_derivative", "smoothed_relu", "stencil_operators", "tanh",
-    "train_level", "train_multiscale", "write_results",
+    "SampleAverage", "SoftmaxCrossEntropy", "StageSolveError", "StoermerVerlet", "Tableau", "Trained",
+    "TrainingProblem", "UserDynamics", "Work", "adapt_depth", "derivative", "identity", "interior_stencil", "laplacian",
+    "load", "load_controls", "low_order_operators", "propagate", "relu", "save", "second_derivative", "smoothed_relu",
+    "stencil_operators", "tanh", "train_level", "train_multiscale", "write_results",
 ]

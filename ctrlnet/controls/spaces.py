@@ -145,6 +145,15 @@ class ControlSpace:
                 prolong(coarse, function)
         return fine
 
+    def ordered(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return degrees of freedom by name with the rows of controls in time in the order of their times."""
+        return {n: a[self._order] if n in self.control_set.names else a for n, a in arrays.items()}
+
+    def numbered(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return what :meth:`ordered` was given: rows in the numbering of this very space."""
+        number = np.argsort(self._order)
+        return {n: a[number] if n in self.control_set.names else a for n, a in arrays.items()}
+
     def zero(self) -> Controls:
         """Return controls in time that are zero."""
         return self.control_set.zero()

@@ -17,7 +17,7 @@ from ufl.core.expr import Expr
 
 from ctrlnet.kernels.code.expressions import c_derivatives
 
-__all__ = ["Activation", "identity", "relu", "smoothed_relu", "tanh"]
+__all__ = ["Activation", "SmoothedRelu", "identity", "relu", "smoothed_relu", "tanh"]
 
 @dataclass(frozen=True)
 class Activation:
@@ -99,8 +99,16 @@ def smoothed_relu(eta: float = 0.1) -> Activation:
     if not eta > 0:
         raise ValueError(f"The half-width eta of smoothed_relu must be positive, received {eta!r}; use relu for 0.")
 
-    def expression(z: Expr) -> Expr:
+    return Activation(f"smoothed_relu({eta:g})", SmoothedRelu(float(eta)))
+
+
+@dataclass(frozen=True)
+class SmoothedRelu:
+    """The expression of :func:`smoothed_relu`."""
+
+    eta: float
+
+    def __call__(self, z: Expr) -> Expr:
+        eta = self.eta
         parabola = (z + eta) * (z + eta) / (4 * eta)
         return ufl.conditional(ufl.le(z, -eta), 0, ufl.conditional(ufl.lt(z, eta), parabola, z))
-
-    return Activation(f"smoothed_relu({eta:g})", expression)

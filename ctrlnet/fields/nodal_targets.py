@@ -96,6 +96,8 @@ class NodalClasses(_AtNodes):
         in memory and else when they are read.
     """
 
+    are_classes = True
+
     def __init__(self, V: WithGeometry, labels: Any, classes: int, weights: Any = None, mask: Any = None):
         super().__init__(V, labels, mask, "labels at nodes")
         if self._values.dtype.kind not in "iu" or len(self._values.shape) != 2:
@@ -123,9 +125,6 @@ class NodalClasses(_AtNodes):
 
     def normaliser(self, start: int, stop: int) -> np.ndarray:
         return self.density(start, stop)
-
-    def decided(self, expected: np.ndarray) -> np.ndarray:
-        return expected.argmax(axis=0)
 
     def on(self, V: WithGeometry) -> NodalClasses:
         """Return the targets at the nodes of another mesh: each takes the label and mask of the nearest node here.
@@ -157,6 +156,8 @@ class NodalFields(_AtNodes):
         For values of another shape, other masks, or values that are not finite: at once where they are in memory and
         else when they are read.
     """
+
+    are_classes = False
 
     def __init__(self, V: WithGeometry, values: Any, relative: bool = False, mask: Any = None):
         super().__init__(V, values, mask, "fields at nodes")
@@ -191,9 +192,6 @@ class NodalFields(_AtNodes):
         if not self.relative:
             return None
         return self.density(start, stop) * (self.values(start, stop) ** 2).sum(axis=0)
-
-    def decided(self, expected: np.ndarray) -> np.ndarray:
-        return expected
 
     def on(self, V: WithGeometry) -> NodalFields:
         """Return the fields on another mesh of the hierarchy: interpolated to a finer one, restricted to a coarser one.

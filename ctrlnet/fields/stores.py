@@ -67,7 +67,7 @@ class Rows:
         if isinstance(self.array, np.memmap) and self.array.mode == "r":
             # Pages that were read would stay resident until memory is short: a file of any size may pass through.
             found = found.copy()
-            self.array._mmap.madvise(mmap.MADV_DONTNEED)
+            vars(self.array)["_mmap"].madvise(mmap.MADV_DONTNEED)
         return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
 
     def chosen(self, numbers: np.ndarray) -> Rows:

@@ -56,9 +56,12 @@ class Targets(Protocol):
     ----------
     components
         K, the scores that a readout has to give: classes, or components of a vector or field.
+    are_classes
+        Whether scores decide on a class; else they stand for numbers.
     """
 
     components: int
+    are_classes: bool
 
     def __len__(self) -> int: ...
 
@@ -70,9 +73,6 @@ class Targets(Protocol):
 
     def at_nodes(self, V: WithGeometry) -> NodalTargets:
         """Return targets at the nodes of V. Raises a ValueError where there are none, or at those of another space."""
-
-    def decided(self, expected: np.ndarray) -> np.ndarray:
-        """Return what scores, or their probabilities, (K, ...), decide on: the class, or the numbers themselves."""
 
     def check_draw(self, count: int) -> None:
         """Raise a ValueError if some images, drawn from these, cannot be expected to show all that is to be learned."""
@@ -119,6 +119,8 @@ class Classes(_OfImages):
         For labels of another shape, type or range, or other weights.
     """
 
+    are_classes = True
+
     def __init__(self, labels: Any, classes: int, weights: Any = None):
         labels = np.asarray(labels)
         if labels.ndim != 1:
@@ -143,9 +145,6 @@ class Classes(_OfImages):
     def of_images(self) -> ImageTargets:
         w = self.class_weights[self.labels]
         return ImageTargets(self.labels, w / w.mean())
-
-    def decided(self, expected: np.ndarray) -> np.ndarray:
-        return expected.argmax(axis=0)
 
     def check_draw(self, count: int) -> None:
         if not self.components <= count <= len(self):
@@ -177,6 +176,8 @@ class Numbers(_OfImages):
         If they have another shape, are not finite, or one is zero that an error is to be relative to.
     """
 
+    are_classes = False
+
     def __init__(self, values: Any, relative: bool = False):
         y = np.asarray(values)
         if y.dtype.kind not in "biuf" or y.ndim not in (1, 2) or 0 in y.shape:
@@ -205,9 +206,6 @@ class Numbers(_OfImages):
 
     def of_images(self) -> ImageTargets:
         return ImageTargets(np.ascontiguousarray(self._values.T), self._weights)
-
-    def decided(self, expected: np.ndarray) -> np.ndarray:
-        return expected
 
     def check_draw(self, count: int) -> None:
         check_count(count, len(self))

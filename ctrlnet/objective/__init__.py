@@ -6,7 +6,7 @@ from ctrlnet.objective.multilevel_average import MultilevelAverage
 from ctrlnet.objective.nodal_readout import NodalReadout
 from ctrlnet.objective.objective import Objective
 from ctrlnet.objective.point import Point
-from ctrlnet.objective.prediction import Prediction, State
+from ctrlnet.objective.prediction import Prediction, Predicts, State
 from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.objective.readout import Readout
 from ctrlnet.objective.regularisation import Regularisation
@@ -15,6 +15,6 @@ from ctrlnet.objective.work import Work
 
 __all__ = [
     "Average", "FeatureReadout", "ImageRows", "LeastSquares", "Linearisation", "Logistic", "Loss", "MultilevelAverage",
-    "NodalReadout", "Objective", "Point", "Prediction", "Readout", "Regularisation", "SampleAverage",
+    "NodalReadout", "Objective", "Point", "Prediction", "Predicts", "Readout", "Regularisation", "SampleAverage",
     "SoftmaxCrossEntropy", "State", "TrainingProblem", "Work",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,6 @@ from firedrake import Ensemble, Function
 
 from ctrlnet.fields.inputs import Inputs, NodalMap
 from ctrlnet.fields.sample import Sample
-from ctrlnet.fields.targets import Targets
 from ctrlnet.objective.average import FeatureReadout
 from ctrlnet.objective.chunks import chunk_size, chunks_of
 from ctrlnet.objective.image_split import ImageSplit
@@ -18,7 +18,7 @@ from ctrlnet.objective.losses import Loss
 from ctrlnet.objective.nodal_inputs import nodal_map_for
 from ctrlnet.objective.point import Point
 
-__all__ = ["Prediction", "State"]
+__all__ = ["Prediction", "Predicts", "State"]
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,21 @@ class Prediction:
         All controls.
     loss
         Says what scores stand for.
-    targets
-        Of the kind that the network was trained on: they say whether scores decide on a class or are numbers.
+    classes
+        Whether scores decide on a class; else they are numbers.
     ensemble
         Its members share the inputs out; some may have none.
+    projection
+        Maps inputs to nodal values of the network's space. Default: the inputs' own.
     """
 
     def __init__(
-        self, readout: FeatureReadout, point: Point, loss: Loss, targets: Targets, ensemble: Ensemble | None = None
+        self, readout: FeatureReadout, point: Point, loss: Loss, classes: bool, ensemble: Ensemble | None = None,
+        projection: NodalMap | None = None,
     ):
         self.readout, self.network = readout, readout.network
-        self._point, self._loss, self._targets, self._ensemble = point, loss, targets, ensemble
+        self._point, self._loss, self._classes = point, loss, classes
+        self._ensemble, self._projection = ensemble, projection
 
     def scores(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
         """Return the scores of inputs.
@@ -62,7 +66,7 @@ class Prediction:
         inputs
             As those of a :class:`~ctrlnet.Sample`.
         projection
-            As that of a :class:`~ctrlnet.SampleAverage`.
+            In place of the prediction's own.
 
         Returns
         -------
@@ -81,7 +85,7 @@ class Prediction:
         split = ImageSplit(len(fields), network.comm, self._ensemble)
         chunks = chunks_of(split, size := chunk_size(network.sweep, split))
         reading = self.readout.reading(chunks, split)
-        nodal_map = nodal_map_for(network, fields, projection)
+        nodal_map = nodal_map_for(network, fields, projection or self._projection)
         trajectory, parts = network.sweep.trajectory(network.steps, size, keep=False), []
         for chunk in chunks:
             x = nodal_map.nodal(fields, chunk.start, chunk.stop)
@@ -106,7 +110,8 @@ class Prediction:
 
         Of targets that are numbers: what is expected of them, in the shape of :meth:`scores`.
         """
-        return self._targets.decided(self._loss.expected(self.scores(inputs, projection)))
+        expected = self._loss.expected(self.scores(inputs, projection))
+        return expected.argmax(axis=0) if self._classes else expected
 
     def trajectory(
         self, inputs: Inputs | np.ndarray, number: int = 0, projection: NodalMap | None = None
@@ -124,7 +129,7 @@ class Prediction:
         network, layers = self.network, self._point.layers
         sweep = network.sweep
         trajectory = sweep.trajectory(network.steps, sweep.image_block)
-        x = nodal_map_for(network, fields, projection).nodal(fields, number, number + 1)
+        x = nodal_map_for(network, fields, projection or self._projection).nodal(fields, number, number + 1)
         network.opening.open(layers, x, trajectory.initial)
         sweep.forward(layers.in_time, network.step_sizes, trajectory)
         times = np.concatenate([[0.0], np.cumsum(network.step_sizes)])
@@ -135,3 +140,30 @@ class Prediction:
             out = Function(self.network.space, name=f"Y{c}")
             out.dat.data[:] = state[:, c, 0]
             yield out
+
+
+class Predicts(ABC):
+    """Something trained: its predictions are those of its :attr:`prediction`."""
+
+    @property
+    @abstractmethod
+    def prediction(self) -> Prediction:
+        """What the trained network says of inputs."""
+
+    def scores(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
+        """Return the scores of inputs; see :meth:`ctrlnet.objective.Prediction.scores`."""
+        return self.prediction.scores(inputs, projection)
+
+    def probabilities(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
+        """Return the probabilities of classes; see :meth:`ctrlnet.objective.Prediction.probabilities`."""
+        return self.prediction.probabilities(inputs, projection)
+
+    def predict(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
+        """Return the classes of inputs, or their numbers; see :meth:`ctrlnet.objective.Prediction.predict`."""
+        return self.prediction.predict(inputs, projection)
+
+    def trajectory(
+        self, inputs: Inputs | np.ndarray, number: int = 0, projection: NodalMap | None = None
+    ) -> list[State]:
+        """Return the states of an input at all times; see :meth:`ctrlnet.objective.Prediction.trajectory`."""
+        return self.prediction.trajectory(inputs, number, projection)

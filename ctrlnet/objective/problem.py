@@ -103,17 +103,20 @@ class TrainingProblem:
     ensemble
         Splits the images over copies of the mesh: see :class:`~ctrlnet.SampleAverage`. Best where a mesh is too
         small to be split.
+    projection
+        Maps inputs to nodal values of the network's space. Default: the inputs' own.
     """
 
     def __init__(
         self, readout: RegularisedReadout, sample: Sample, loss: Loss | None = None, *, control_size: float = 1e-4,
         control_roughness: float = 0.0, control_scales: Sequence[float] | None = None, weights_gradient: float = 1e-4,
         weights_size: float = 1e-4, opening_size: float = 1e-4, memory_limit: int = 2**30, work: Work | None = None,
-        ensemble: Ensemble | None = None,
+        ensemble: Ensemble | None = None, projection: NodalMap | None = None,
     ):
         self.readout = readout
         self.network = readout.network
-        self.average: Average = SampleAverage(readout, sample, loss, memory_limit, work, ensemble)
+        self.projection = projection
+        self.average: Average = SampleAverage(readout, sample, loss, memory_limit, work, ensemble, projection)
         self.regularisation = Regularisation(
             self.network, readout, control_size, control_roughness, control_scales, weights_gradient, weights_size,
             opening_size)
@@ -214,7 +217,9 @@ class TrainingProblem:
     def prediction(self, m: ControlsLike) -> Prediction:
         """Return what the network says of inputs with given controls: scores, probabilities, classes, states."""
         average = self.average
-        return Prediction(self.readout, self.point(m), average.loss, average.sample.targets, average.ensemble)
+        return Prediction(
+            self.readout, self.point(m), average.loss, average.sample.targets.are_classes, average.ensemble,
+            self.projection)
 
     def relative_error(self, sample: Sample, m: ControlsLike) -> float:
         """Return the relative error of scores over a sample whose targets are numbers or fields.
@@ -225,8 +230,7 @@ class TrainingProblem:
 
     def point(self, m: ControlsLike) -> Point:
         """Return controls as arrays, the way averages take them."""
-        arrays = {name: values.copy() for name, values in self.control_set.arrays(m).items()}
-        return Point(self.network.layers_of(arrays), *self.readout.arrays_of(arrays))
+        return self.readout.point(m)
 
     def with_average(self, average: Average) -> TrainingProblem:
         """Return the problem with another sample average of the same readout; regularisation is shared."""
@@ -237,4 +241,5 @@ class TrainingProblem:
     def on_sample(self, sample: Sample, projection: NodalMap | None = None) -> SampleAverage:
         """Return the average loss over another sample, with work counted apart."""
         return SampleAverage(
-            self.readout, sample, self.average.loss, ensemble=self.average.ensemble, projection=projection)
+            self.readout, sample, self.average.loss, ensemble=self.average.ensemble,
+            projection=projection or self.projection)

@@ -9,6 +9,7 @@ import numpy as np
 from ctrlnet.controls import Controls, ControlSet, ControlsLike, Part, ReplicatedPart, numbers_space
 from ctrlnet.fields.sample import Sample
 from ctrlnet.network.network import Network
+from ctrlnet.objective.point import Point
 
 __all__ = ["ReadoutControls", "check_regularisation"]
 
@@ -65,6 +66,12 @@ class ReadoutControls:
         The inverse of :meth:`arrays_of`.
         """
         return {"W": W.reshape(self.nodes, -1), "beta": beta.reshape(1, -1)}
+
+    def point(self, m: ControlsLike) -> Point:
+        """Return all controls, those of the network and the classifier, as arrays of their own."""
+        control_set = self.network.control_set + self.control_set
+        arrays = {name: values.copy() for name, values in control_set.arrays(m).items()}
+        return Point(self.network.layers_of(arrays), *self.arrays_of(arrays))
 
     def classifier(self, W: np.ndarray, beta: np.ndarray) -> Controls:
         """Return the classifier of arrays W (features, K) and beta (K,)."""

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from ctrlnet.controls import Controls, ControlsLike, InnerProduct
 from ctrlnet.network.network import Network
 from ctrlnet.objective.average import FeatureReadout
+from ctrlnet.objective.point import Point
 
 __all__ = ["Penalty", "Regularisation", "RegularisedReadout"]
 
@@ -21,6 +22,9 @@ class RegularisedReadout(FeatureReadout, Protocol):
 
     def zero(self) -> Controls:
         """Return the classifier (W, beta) that is zero."""
+
+    def point(self, m: ControlsLike) -> Point:
+        """Return all controls, those of the network and the classifier, as arrays of their own."""
 
     def classifier(self, W: np.ndarray, beta: np.ndarray) -> Controls:
         """Return the classifier of arrays W (features, K) and beta (K,)."""
@@ -94,6 +98,8 @@ class Regularisation:
         :math:`\rho K + \epsilon M_L` of W, sparse, (nodes, nodes).
     ridge
         epsilon.
+    settings : dict
+        The weights, by the names of a :class:`~ctrlnet.TrainingProblem`'s arguments.
     """
 
     def __init__(
@@ -103,6 +109,9 @@ class Regularisation:
     ):
         if not opening_size >= 0:
             raise ValueError(f"opening_size must not be negative, received {opening_size!r}.")
+        self.settings = {
+            "control_size": control_size, "control_roughness": control_roughness, "control_scales": control_scales,
+            "weights_gradient": weights_gradient, "weights_size": weights_size, "opening_size": opening_size}
         self._control_space = control_space = network.control_space
         self._in_time = control_space.control_set.names
         scales = (np.ones(control_space.operators) if control_scales is None

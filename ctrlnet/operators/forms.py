@@ -18,8 +18,8 @@ from firedrake import SpatialCoordinate, dot, dx, grad, inner
 from ufl.domain import extract_domains, extract_unique_domain
 
 __all__ = [
-    "Field", "Form", "Operator", "derivative", "directional_derivative", "identity", "laplacian", "lumped_dx",
-    "second_derivative",
+    "Along", "AlongField", "Dirichlet", "Field", "Form", "Operator", "SecondAlong", "derivative",
+    "directional_derivative", "identity", "laplacian", "lumped_dx", "second_derivative",
 ]
 
 Form = Callable[[ufl.core.expr.Expr, ufl.core.expr.Expr], ufl.Form]
@@ -54,6 +54,66 @@ class Operator:
         return Operator(name, self.factors + other.factors)
 
 
+# The forms of the operators below are values: two of the same parameters are equal, and a file can say which they are.
+
+
+@dataclass(frozen=True)
+class Along:
+    r"""(u, v) -> :math:`\int v\,\partial u/\partial x_{axis}`."""
+
+    axis: int
+
+    def __call__(self, u: ufl.core.expr.Expr, v: ufl.core.expr.Expr) -> ufl.Form:
+        return _along(u, self.axis) * v * lumped_dx()
+
+
+@dataclass(frozen=True)
+class SecondAlong:
+    r"""(u, v) -> :math:`-\int \partial_a u\,\partial_b v`, symmetrised in the axes a and b."""
+
+    axis: int
+    other: int
+
+    def __call__(self, u: ufl.core.expr.Expr, v: ufl.core.expr.Expr) -> ufl.Form:
+        a, b = self.axis, self.other
+        if a == b:
+            return -_along(u, a) * _along(v, a) * lumped_dx()
+        return -0.5 * (_along(u, a) * _along(v, b) + _along(u, b) * _along(v, a)) * lumped_dx()
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    r"""(u, v) -> :math:`-\int \nabla u\cdot\nabla v`."""
+
+    def __call__(self, u: ufl.core.expr.Expr, v: ufl.core.expr.Expr) -> ufl.Form:
+        return -inner(grad(u), grad(v)) * lumped_dx()
+
+
+@dataclass(frozen=True)
+class AlongField:
+    r"""(u, v) -> :math:`\int v\, w\cdot\nabla u`; ``name`` is for messages."""
+
+    name: str
+    field: Field | ufl.core.expr.Expr
+
+    def __call__(self, u: ufl.core.expr.Expr, v: ufl.core.expr.Expr) -> ufl.Form:
+        field, mesh = self.field, extract_unique_domain(u)
+        x = SpatialCoordinate(mesh)
+        w = ufl.as_ufl(field(x) if callable(field) and not isinstance(field, ufl.core.expr.Expr) else field)
+        shape, elsewhere = w.ufl_shape, [domain for domain in extract_domains(w) if domain != mesh]
+        if elsewhere:
+            raise ValueError(
+                f"The vector field of {self.name!r} is a function on {elsewhere[0]}, but the images live on {mesh}. "
+                "Give a function of the coordinate, such as lambda x: as_vector((-x[1], x[0], 0))."
+            )
+        if shape != x.ufl_shape:
+            raise ValueError(
+                f"The vector field of {self.name!r} must have {x.ufl_shape[0]} components on {mesh}, received the "
+                f"shape {shape}. Give a UFL vector of the ambient space, such as as_vector((-x[1], x[0], 0))."
+            )
+        return dot(w, grad(u)) * v * lumped_dx()
+
+
 identity = Operator("1")
 _AXES = "xyz"
 
@@ -68,8 +128,7 @@ def derivative(axis: int) -> Operator:
     ValueError
         If there is no such axis.
     """
-    name = f"d{_axis_name(axis)}"
-    return Operator(name, (lambda u, v: _along(u, axis) * v * lumped_dx(),))
+    return Operator(f"d{_axis_name(axis)}", (Along(axis),))
 
 
 def second_derivative(axis: int, other: int | None = None) -> Operator:
@@ -81,14 +140,7 @@ def second_derivative(axis: int, other: int | None = None) -> Operator:
         If there is no such axis.
     """
     other = axis if other is None else other
-    name = f"d{_axis_name(axis)}{_axis_name(other)}"
-
-    def form(u, v):
-        if axis == other:
-            return -_along(u, axis) * _along(v, axis) * lumped_dx()
-        return -0.5 * (_along(u, axis) * _along(v, other) + _along(u, other) * _along(v, axis)) * lumped_dx()
-
-    return Operator(name, (form,))
+    return Operator(f"d{_axis_name(axis)}{_axis_name(other)}", (SecondAlong(axis, other),))
 
 
 def directional_derivative(name: str, field: Field | ufl.core.expr.Expr) -> Operator:
@@ -111,27 +163,10 @@ def directional_derivative(name: str, field: Field | ufl.core.expr.Expr) -> Oper
         When the operator is assembled: if w has another shape than x, or is on another mesh.
     """
 
-    def form(u, v):
-        mesh = extract_unique_domain(u)
-        x = SpatialCoordinate(mesh)
-        w = ufl.as_ufl(field(x) if callable(field) and not isinstance(field, ufl.core.expr.Expr) else field)
-        shape, elsewhere = w.ufl_shape, [domain for domain in extract_domains(w) if domain != mesh]
-        if elsewhere:
-            raise ValueError(
-                f"The vector field of {name!r} is a function on {elsewhere[0]}, but the images live on {mesh}. Give a "
-                "function of the coordinate, such as lambda x: as_vector((-x[1], x[0], 0))."
-            )
-        if shape != x.ufl_shape:
-            raise ValueError(
-                f"The vector field of {name!r} must have {x.ufl_shape[0]} components on {mesh}, received the "
-                f"shape {shape}. Give a UFL vector of the ambient space, such as as_vector((-x[1], x[0], 0))."
-            )
-        return dot(w, grad(u)) * v * lumped_dx()
-
-    return Operator(name, (form,))
+    return Operator(name, (AlongField(name, field),))
 
 
-laplacian = Operator("laplacian", (lambda u, v: -inner(grad(u), grad(v)) * lumped_dx(),))
+laplacian = Operator("laplacian", (Dirichlet(),))
 
 
 def _axis_name(axis: int) -> str:

@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from ctrlnet.operators.forms import directional_derivative
 
-__all__ = ["east", "north", "sphere_hierarchy"]
+__all__ = ["east", "north", "radius_of", "sphere_hierarchy"]
 
 
 def sphere_hierarchy(radius: float, refinements: int, comm: MPI.Comm = COMM_WORLD) -> HierarchyBase:
@@ -50,6 +50,22 @@ def sphere_hierarchy(radius: float, refinements: int, comm: MPI.Comm = COMM_WORL
         places = mesh.coordinates.dat.data_with_halos
         places *= radius / np.linalg.norm(places, axis=1, keepdims=True)
     return hierarchy
+
+
+def radius_of(hierarchy: HierarchyBase) -> float | None:
+    """Return the radius of what :func:`sphere_hierarchy` made; None of any other hierarchy. Collective."""
+    first = hierarchy[0]
+    if (first.topological_dimension, first.geometric_dimension) != (2, 3) or first.extruded:
+        return None
+    if hierarchy.refinements_per_level != 1:
+        return None
+    radii = np.linalg.norm(first.coordinates.dat.data_ro, axis=1)
+    R = first.comm.allreduce(radii.max(initial=0.0), op=MPI.MAX)
+    icosahedron = first.comm.allreduce(len(radii)) == 12
+    for mesh in hierarchy:
+        off = np.abs(np.linalg.norm(mesh.coordinates.dat.data_ro, axis=1) - R).max(initial=0.0)
+        icosahedron = icosahedron and mesh.comm.allreduce(off, op=MPI.MAX) <= 1e-10 * R
+    return float(R) if icosahedron else None
 
 
 def _east(x: ufl.SpatialCoordinate) -> ufl.core.expr.Expr:

@@ -5,7 +5,6 @@ from ctrlnet.optimise.classifier.update import update_classifier
 from ctrlnet.optimise.course import Limits
 from ctrlnet.optimise.first_order import FirstOrder
 from ctrlnet.optimise.functional import Functional
-from ctrlnet.optimise.history import History, Iteration
 from ctrlnet.optimise.joint import JointFunctional
 from ctrlnet.optimise.krylov import KrylovPreconditioner
 from ctrlnet.optimise.projection import ProjectedFunctional
@@ -13,6 +12,7 @@ from ctrlnet.optimise.schur import SchurGaussNewton
 from ctrlnet.optimise.stochastic import SampleSchedule, StochasticOptimiser
 from ctrlnet.optimise.tao import TaoOptimiser
 from ctrlnet.optimise.update_rules import Adam, GradientDescent, Nesterov
+from ctrlnet.storage.history import History, Iteration
 
 __all__ = [
     "Adam", "ClassifierProblem", "FirstOrder", "Functional", "GradientDescent", "History", "Iteration",

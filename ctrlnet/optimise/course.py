@@ -15,7 +15,7 @@ from mpi4py import MPI
 
 from ctrlnet.controls import Controls
 from ctrlnet.objective.work import Work
-from ctrlnet.optimise.history import History, Iteration
+from ctrlnet.storage.history import History, Iteration
 
 __all__ = ["Course", "Limits"]
 

@@ -12,9 +12,9 @@ from ctrlnet.controls import Controls, Coordinates
 from ctrlnet.errors import EvaluationError
 from ctrlnet.objective.average import Average
 from ctrlnet.optimise.course import Accuracies, Course, Limits
-from ctrlnet.optimise.history import History, Iteration
 from ctrlnet.optimise.joint import JointFunctional
 from ctrlnet.optimise.update_rules import Adam, Step, UpdateRule
+from ctrlnet.storage.history import History, Iteration
 
 __all__ = ["FirstOrder", "constant_rate", "cosine_rate", "warm_cosine_rate"]
 

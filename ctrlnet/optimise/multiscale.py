@@ -18,10 +18,10 @@ import numpy as np
 from ctrlnet.controls import Controls, ControlsLike
 from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.optimise.course import Limits
-from ctrlnet.optimise.history import Iteration
 from ctrlnet.optimise.stochastic import SampleSchedule
 from ctrlnet.optimise.tao import TaoOptimiser
 from ctrlnet.optimise.training import LevelResult, train
+from ctrlnet.storage.history import Iteration
 
 __all__ = ["train_multiscale"]
 

@@ -20,9 +20,9 @@ from ctrlnet.controls import Controls
 from ctrlnet.errors import EvaluationError
 from ctrlnet.objective.average import Average
 from ctrlnet.optimise.course import Accuracies, Course, Limits
-from ctrlnet.optimise.history import History, Iteration
 from ctrlnet.optimise.projection import ProjectedFunctional
 from ctrlnet.optimise.tao import TaoOptimiser
+from ctrlnet.storage.history import History, Iteration
 
 __all__ = ["Draw", "SampleSchedule", "StochasticOptimiser"]
 

@@ -15,9 +15,9 @@ from ctrlnet.controls import Controls, Coordinates
 from ctrlnet.errors import EvaluationError
 from ctrlnet.optimise.course import Accuracies, Course, Limits
 from ctrlnet.optimise.functional import Functional
-from ctrlnet.optimise.history import History, Iteration
 from ctrlnet.optimise.krylov import KrylovPreconditioner
 from ctrlnet.optimise.presets import QUASI_NEWTON
+from ctrlnet.storage.history import History, Iteration
 
 __all__ = ["InitialHessian", "TaoOptimiser"]
 

@@ -6,25 +6,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from ctrlnet.controls import Controls, ControlsLike
-from ctrlnet.fields import Inputs, NodalMap
-from ctrlnet.objective.prediction import Prediction, State
+from ctrlnet.objective.prediction import Prediction, Predicts
 from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.objective.work import Work
 from ctrlnet.optimise.course import Course, Limits
-from ctrlnet.optimise.history import History, Iteration
 from ctrlnet.optimise.projection import ProjectedFunctional
 from ctrlnet.optimise.stochastic import SampleSchedule, StochasticOptimiser
 from ctrlnet.optimise.tao import TaoOptimiser
+from ctrlnet.storage.history import History, Iteration
+from ctrlnet.storage.trained import save
 
 __all__ = ["LevelResult", "train", "train_level"]
 
 
 @dataclass(frozen=True)
-class LevelResult:
+class LevelResult(Predicts):
     """All controls after the training of one level, with its course.
 
     ``work`` is what this level cost; ``inner_seconds`` is the share of ``seconds`` that went into classifier
@@ -43,23 +44,9 @@ class LevelResult:
         """What the trained network says of inputs."""
         return self.problem.prediction(self.controls)
 
-    def scores(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
-        """Return the scores of inputs; see :meth:`ctrlnet.objective.Prediction.scores`."""
-        return self.prediction.scores(inputs, projection)
-
-    def probabilities(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
-        """Return the probabilities of classes; see :meth:`ctrlnet.objective.Prediction.probabilities`."""
-        return self.prediction.probabilities(inputs, projection)
-
-    def predict(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
-        """Return the classes of inputs, or their numbers; see :meth:`ctrlnet.objective.Prediction.predict`."""
-        return self.prediction.predict(inputs, projection)
-
-    def trajectory(
-        self, inputs: Inputs | np.ndarray, number: int = 0, projection: NodalMap | None = None
-    ) -> list[State]:
-        """Return the states of an input at all times; see :meth:`ctrlnet.objective.Prediction.trajectory`."""
-        return self.prediction.trajectory(inputs, number, projection)
+    def save(self, path: str | Path) -> Path:
+        """Write the trained network with its history into one file; see :func:`ctrlnet.save`."""
+        return save(path, self.problem, self.controls, self.history)
 
 
 def train_level(

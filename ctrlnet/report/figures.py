@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 __all__ = [
-    "Panel", "confusion", "plot_confusion", "plot_convergence", "plot_fields", "plot_images", "plot_panels",
-    "plot_stencils"]
+    "Panel", "confusion", "plot_confusion", "plot_convergence", "plot_fields", "plot_globes", "plot_images",
+    "plot_panels", "plot_stencils"]
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -167,4 +167,38 @@ def plot_fields(path: str | Path, fields: Mapping[str, np.ndarray], columns: int
         image = axes.imshow(field, cmap="RdBu_r")
         axes.set_title(title, fontsize=8)
         figure.colorbar(image, ax=axes, shrink=0.7).ax.tick_params(labelsize=6)
+    _save(figure, path)
+
+
+def plot_globes(
+    path: str | Path, places: np.ndarray, fields: Mapping[str, np.ndarray], columns: int,
+    centre: Sequence[float] = (1.0, 0.0, 0.0), up: Sequence[float] = (0.0, 0.0, 1.0),
+) -> None:
+    """Draw nodal values on a sphere as seen from far above a centre, each field in its own range of colours.
+
+    Parameters
+    ----------
+    places
+        (nodes, 3), those of all ranks.
+    fields
+        title -> (nodes,).
+    columns
+        Globes beside each other.
+    centre, up
+        Where the viewer stands, and what is up for it.
+    """
+    ahead = np.asarray(centre) / np.linalg.norm(centre)
+    right = np.cross(up, ahead)
+    right /= np.linalg.norm(right)
+    seen = np.flatnonzero(places @ ahead > 0)
+    x, y = places[seen] @ right, places[seen] @ np.cross(ahead, right)
+    rows = -(-len(fields) // columns)
+    figure = Figure(figsize=(1.9 * columns, 2.1 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+        axes.set_aspect("equal")
+    for axes, (title, field) in zip(grid, fields.items(), strict=False):
+        axes.tripcolor(x, y, field[seen], shading="gouraud", cmap="RdBu_r")
+        axes.set_title(title, fontsize=8)
     _save(figure, path)

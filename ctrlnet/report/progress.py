@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from ctrlnet.optimise.history import Iteration
+    from ctrlnet.storage.history import Iteration
 
 __all__ = ["LevelProgress", "Progress"]
 

@@ -5,25 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["versions", "write_results"]
-
-_PACKAGES = ("firedrake", "pyadjoint-ad", "petsc4py", "numpy", "scipy", "mpi4py")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python, ctrlnet and what it stands on."""
-    found = {name: version(name) for name in ("ctrlnet", *_PACKAGES)}
-    return {"python": platform.python_version()} | found
-
+__all__ = ["write_results"]
 
 def write_results(
     folder: str | Path, figures: Mapping[str, float], settings: Mapping[str, Any], comm: MPI.Comm | None = None,
@@ -53,6 +42,8 @@ def write_results(
         if not isinstance(figure, (int, float)) or isinstance(figure, bool):
             raise ValueError(f"The figure {name!r} must be a number, received {figure!r}.")
     from mpi4py import MPI  # here, because it starts MPI
+
+    from ctrlnet.storage.versions import versions  # here, because its room imports Firedrake, which reads arguments
 
     comm = MPI.COMM_WORLD if comm is None else comm
     path = Path(folder) / "results.json"

@@ -16,7 +16,7 @@ from ctrlnet.report.tables import Column, Table
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from ctrlnet.optimise.history import Iteration
+    from ctrlnet.storage.history import Iteration
 
 __all__ = ["Run"]
 

@@ -11,7 +11,7 @@ import pytest
 
 import ctrlnet as cn
 from ctrlnet.report.figures import plot_convergence, plot_images, plot_stencils
-from ctrlnet.report.results import versions
+from ctrlnet.storage.versions import versions
 
 ROOT = Path(__file__).parents[2]
 

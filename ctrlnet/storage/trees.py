@@ -1,0 +1,111 @@
+"""Nested dictionaries of arrays and plain data in a group of an HDF5 file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+from mpi4py import MPI
+
+__all__ = ["on_all_ranks", "read_tree", "write_tree"]
+
+_FOLDER = "ctrlnet"
+_PLAIN = "plain"  # what is no array, as JSON
+
+Found = TypeVar("Found")
+
+
+def write_tree(path: str | Path, kind: str, version: int, tree: Mapping[str, Any], mode: str = "a") -> None:
+    """Write a tree into a file, beside what else is in it.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    kind, version
+        What the file is, and in which format.
+    tree
+        Names without a slash -> arrays, trees, or texts, numbers, lists and None.
+    mode
+        h5py's: ``"w"`` for a new file.
+    """
+    with h5py.File(path, mode) as file:
+        group = file.create_group(_FOLDER)
+        group.attrs["kind"], group.attrs["format"] = kind, version
+        _write(group, tree)
+
+
+def _write(group: h5py.Group, tree: Mapping[str, Any]) -> None:
+    plain = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            _write(group.create_group(name), value)
+        elif isinstance(value, np.ndarray):
+            group.create_dataset(name, data=value)
+        else:
+            plain[name] = value
+    group.create_dataset(_PLAIN, data=json.dumps(plain))
+
+
+def read_tree(path: str | Path, kind: str, version: int) -> dict[str, Any]:
+    """Return the tree of a file.
+
+    Parameters
+    ----------
+    kind
+        What the file must be.
+    version
+        The newest format that is understood.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not whole, is something else, or is of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with h5py.File(path, "r") as file:
+            group = file.get(_FOLDER)
+            found = None if group is None else group.attrs.get("kind")
+            if found == kind and group.attrs["format"] <= version:
+                return _read(group)
+            number = None if group is None else group.attrs.get("format")
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read: it is no HDF5 file, or not all of it is there ({error}). Take another copy."
+        ) from error
+    if found != kind:
+        raise ValueError(f"{path} is no {kind}{'' if found is None else f' but a {found}'}. Give the file of one.")
+    raise ValueError(
+        f"{path} is of format {number}, and this version of ctrlnet reads formats up to {version}. Take the version "
+        "that wrote it, or a later one.")
+
+
+def _read(group: h5py.Group) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads(group[_PLAIN].asstr()[()])
+    for name, entry in group.items():
+        if name != _PLAIN:
+            tree[name] = _read(entry) if isinstance(entry, h5py.Group) else entry[()]
+    return tree
+
+
+def on_all_ranks(comm: MPI.Comm, read: Callable[[], Found]) -> Found:
+    """Return on every rank what the first one reads, or raise what it raises."""
+    outcome: Any = None
+    if comm.rank == 0:
+        try:
+            outcome = True, read()
+        except Exception as error:
+            outcome = False, error
+    fine, found = comm.bcast(outcome)
+    if not fine:
+        raise found
+    return found
