@@ -140,6 +140,10 @@ class AugmentedSample(Sample):
         self.inputs, self.targets = sample.inputs, sample.targets
         self._augmentations, self._rng, self._factor = tuple(augmentations), rng, 1
 
+    @property
+    def generators(self) -> tuple[np.random.Generator, ...]:
+        return (self._rng,)
+
     def averaged(self, factor: int) -> AugmentedSample:
         out = object.__new__(AugmentedSample)
         out.__dict__ |= self.__dict__

@@ -47,6 +47,11 @@ class Sample:
         return len(self.inputs)
 
     @property
+    def generators(self) -> tuple[np.random.Generator, ...]:
+        """What images are changed by when they are drawn."""
+        return ()
+
+    @property
     def pixels(self) -> tuple[int, ...]:
         """Pixels along each axis."""
         return self.inputs.pixels

@@ -52,6 +52,10 @@ class Average(Protocol):
     def count(self) -> int:
         """Images of the mean."""
 
+    @property
+    def generators(self) -> Sequence[np.random.Generator]:
+        """What batches are drawn, or changed, by."""
+
     def at(self, layers: LayerControls) -> Linearisation:
         """Return the mean at some controls in time; nothing is propagated before it is asked for."""
 

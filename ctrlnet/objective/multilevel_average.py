@@ -53,6 +53,10 @@ class _Levels(Average):
     def count(self) -> int:
         return int(self._edges[-1])
 
+    @property
+    def generators(self) -> list[np.random.Generator]:
+        return [rng for average in self.averages for rng in average.generators]
+
     def at(self, layers: LayerControls) -> WeightedLinearisation:
         return WeightedLinearisation(
             layers, self.weights, [average.at(layers) for average in self.averages], self._edges[:-1])
@@ -112,6 +116,10 @@ class MultilevelAverage(_Levels):
         super().__init__(averages, p / p.sum(), averages[0].sample)
         self._rng = rng
         self._batches: dict[int, SampleAverage] = {}
+
+    @property
+    def generators(self) -> list[np.random.Generator]:
+        return [*([] if self._rng is None else [self._rng]), *super().generators]
 
     # Drawing.
 

@@ -7,7 +7,7 @@ each member has a copy of the mesh and its own chunks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from firedrake import Ensemble
@@ -122,6 +122,10 @@ class SampleAverage(Average):
     @property
     def count(self) -> int:
         return len(self.sample)
+
+    @property
+    def generators(self) -> Sequence[np.random.Generator]:
+        return self.sample.generators
 
     def at(self, layers: LayerControls) -> SampleLinearisation:
         return SampleLinearisation(layers, self.trajectories, self._columns, self.loss, self._split)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from mpi4py import MPI
 
 from ctrlnet.controls import Controls
 from ctrlnet.objective.work import Work
+from ctrlnet.optimise.journal import Journal
 from ctrlnet.storage.history import History, Iteration
 
-__all__ = ["Course", "Limits"]
+__all__ = ["Callback", "Course", "Limits", "agreed_call"]
+
+Callback = Callable[[Iteration], "bool | None"]
 
 Accuracies = Callable[[Controls], Mapping[str, float]]
 
@@ -55,6 +59,32 @@ class Limits:
                 raise ValueError(f"The limit {name} must not be negative, received {value!r}.")
 
 
+def agreed_call(callback: Callback, iteration: Iteration, comm: MPI.Comm) -> bool:
+    """Call a user's function; return on every rank whether it returned True on any. Collective.
+
+    What it raises on one rank is raised on all, of several ranks what the first of them raised.
+    """
+    outcome: Any = False
+    try:
+        outcome = callback(iteration) is True
+    except BaseException as error:  # Ctrl-C too: the others would wait for ever
+        outcome = error
+    outcomes = [outcome] if comm.size == 1 else comm.allgather(_sendable(outcome))
+    for rank, each in enumerate(outcomes):
+        if each not in (True, False):
+            raise outcome if rank == comm.rank else each
+    return any(outcomes)
+
+
+def _sendable(outcome: Any) -> Any:
+    """Return an exception as one that other ranks can be sent."""
+    try:
+        pickle.loads(pickle.dumps(outcome))
+    except Exception:
+        return RuntimeError(f"{type(outcome).__name__}: {outcome}")
+    return outcome
+
+
 class Course:
     """The record of one run.
 
@@ -65,9 +95,12 @@ class Course:
     comm
         All ranks: time and Ctrl-C are agreed upon, so that they end together.
     callback
-        Called with each :class:`Iteration`, for progress bars.
+        Called with each :class:`Iteration`, which has the controls; the run ends if it returns True on any rank.
+        What it raises is raised on all ranks.
     accuracies
         Returns accuracies by name for the controls of an iteration; its time is not counted.
+    journal
+        Of the answers; it writes checkpoints after iterations. Default: one without a checkpoint.
 
     Attributes
     ----------
@@ -79,41 +112,63 @@ class Course:
     """
 
     def __init__(
-        self, limits: Limits, work: Work, comm: MPI.Comm, callback: Callable[[Iteration], None] | None = None,
-        accuracies: Accuracies | None = None,
+        self, limits: Limits, work: Work, comm: MPI.Comm, callback: Callback | None = None,
+        accuracies: Accuracies | None = None, journal: Journal | None = None,
     ):
         self.limits, self.work, self.comm = limits, work, comm
+        self.journal = Journal(None, comm) if journal is None else journal
         self.history = History()
         self.best: np.ndarray | None = None
         self.least = np.inf
         self._callback, self._accuracies = callback, accuracies
         self._began, self._paused = time.perf_counter(), 0.0
-        self._interrupted = False
+        self._interrupted = self._stopped = False
         self._depth = 0
-        self._handler: Any = None  # what the signal did before
+        self._handlers: dict[int, Any] = {}  # what the signals did before
         self.first = 0
 
     def begin(self) -> None:
         """Start a run on a sample of its own; its objectives are not comparable with those before."""
         self.first, self.least = len(self.history.iterations), np.inf
 
+    @property
+    def seconds(self) -> float:
+        """Time since the start, without that of what is not counted."""
+        return time.perf_counter() - self._began - self._paused
+
+    def go_on(
+        self, iterations: list[Iteration], best: np.ndarray, counts: Mapping[str, float], seconds: float
+    ) -> None:
+        """Continue the record of a run whose process has died."""
+        self.history.iterations.extend(iterations)
+        self.best, self.least = best, min((i.objective for i in iterations), default=np.inf)
+        self.work.counts.update(counts)
+        self._began, self._paused = time.perf_counter() - seconds, 0.0
+
     def record(
         self, x: np.ndarray, controls: Callable[[], Controls], objective: float, loss: float,
         gradient_norm: float, step: float, number: int, krylov: int = 0, images: int = 0,
     ) -> None:
         """Note an iterate; see :class:`Iteration`."""
-        seconds, accuracies = time.perf_counter() - self._began - self._paused, {}
-        if self._accuracies is not None:
-            with self.uncounted():
-                accuracies = dict(self._accuracies(controls()))
+        def measured() -> Iteration:
+            seconds, accuracies = self.seconds, {}
+            if self._accuracies is not None:
+                with self.uncounted():
+                    accuracies = dict(self._accuracies(controls()))
+            return Iteration(
+                number, float(objective), float(loss), float(gradient_norm), float(step),
+                self.work.total, seconds, krylov, dict(self.work.counts), accuracies, images)
+
+        iteration, live = self.journal.row(measured)
         if objective < self.least:
             self.least, self.best = objective, x.copy()
-        iteration = Iteration(
-            number, float(objective), float(loss), float(gradient_norm), float(step),
-            self.work.total, seconds, krylov, dict(self.work.counts), accuracies, images)
         self.history.append(iteration)
-        if self._callback is not None:
-            self._callback(iteration)
+        if not live:  # the clock and the counter go on from what the file says
+            self._began, self._paused = time.perf_counter() - iteration.seconds, 0.0
+            self.work.counts.update(iteration.sweeps)
+        elif self._callback is not None:
+            with self.uncounted():
+                self._stopped = agreed_call(self._callback, replace(iteration, controls=controls()), self.comm)
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
@@ -123,6 +178,10 @@ class Course:
         self.work.counts.update(counts)
         self._paused += time.perf_counter() - began
 
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C or SIGTERM came on any rank. Collective."""
+        return bool(self.comm.allreduce(int(self._interrupted), op=MPI.MAX))
+
     def reason_to_stop(self, run: Limits | None = None) -> str | None:
         """Return why it is time to end, the same on every rank, or None; ``run`` are limits since :meth:`begin`."""
         limits, last = self.limits, self.history.last
@@ -131,6 +190,8 @@ class Course:
             np.array([elapsed, self._interrupted], dtype=int), op=MPI.SUM).astype(bool)
         if interrupted:
             return "interrupted"
+        if self._stopped:
+            return "stopped by the callback"
         for each, first in ((limits, self.history.iterations[0]), (run, self.history.iterations[self.first])):
             if each is None:
                 continue
@@ -142,11 +203,11 @@ class Course:
             return "work budget"
         return "time budget" if elapsed else None
 
-    # Ctrl-C ends the run after the iteration; a second one at once.
+    # Ctrl-C, or SIGTERM, ends the run after the iteration; a second one at once.
 
     def __enter__(self) -> Course:
         if self._depth == 0 and threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._interrupt)
+            self._handlers = {n: signal.signal(n, self._interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
         self._depth += 1
         return self
 
@@ -157,6 +218,7 @@ class Course:
 
     def __exit__(self, *_) -> None:
         self._depth -= 1
-        if self._depth == 0 and self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
+        if self._depth == 0:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            self._handlers = {}

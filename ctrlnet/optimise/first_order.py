@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pyadjoint.enlisting import Enlist
@@ -11,9 +15,12 @@ from pyadjoint.enlisting import Enlist
 from ctrlnet.controls import Controls, Coordinates
 from ctrlnet.errors import EvaluationError
 from ctrlnet.objective.average import Average
-from ctrlnet.optimise.course import Accuracies, Course, Limits
+from ctrlnet.optimise.course import Accuracies, Callback, Course, Limits
 from ctrlnet.optimise.joint import JointFunctional
+from ctrlnet.optimise.journal import generator_states, set_generators
 from ctrlnet.optimise.update_rules import Adam, Step, UpdateRule
+from ctrlnet.storage.checkpoints import Checkpoint, checkpoint_of
+from ctrlnet.storage.columns import columns_of, rows_of
 from ctrlnet.storage.history import History, Iteration
 
 __all__ = ["FirstOrder", "constant_rate", "cosine_rate", "warm_cosine_rate"]
@@ -65,6 +72,9 @@ class FirstOrder:
         See :class:`~ctrlnet.optimise.course.Course`.
     recorded
         The average whose objective is recorded, where that of the whole sample would take too long.
+    checkpoint
+        A :class:`~ctrlnet.storage.Checkpoint`, or its path: what the run goes on from when it is started again. It is
+        written between batches too.
 
     Raises
     ------
@@ -76,8 +86,8 @@ class FirstOrder:
         self, functional: JointFunctional, rng: np.random.Generator, rule: UpdateRule | None = None, *,
         rate: float = 1e-2, batch: int = 128, schedule: Callable[[float], float] = cosine_rate,
         limits: Limits | None = None, coordinates: Coordinates | None = None, evaluate_every: int = 1,
-        callback: Callable[[Iteration], None] | None = None, accuracies: Accuracies | None = None,
-        recorded: Average | None = None,
+        callback: Callback | None = None, accuracies: Accuracies | None = None,
+        recorded: Average | None = None, checkpoint: Checkpoint | str | Path | None = None,
     ):
         average = functional.problem.average
         if not 1 <= batch <= len(average.sample):
@@ -96,6 +106,7 @@ class FirstOrder:
         self.course = Course(self.limits, functional.work, functional.comm, callback, accuracies)
         self._average: Average | None = None
         self._recorded = functional if recorded is None else functional.over(recorded)
+        self._checkpoint, self._kept = checkpoint_of(checkpoint), 0
 
     @property
     def history(self) -> History:
@@ -109,39 +120,104 @@ class FirstOrder:
         EvaluationError
             If the starting point itself cannot be evaluated.
         """
-        functional, course = self.functional, self.course
-        x = self.coordinates.array([c.control for c in Enlist(functional.controls)])
-        step, rate, passes = self.rule.start(x.size), self.rate, 0
+        course = self.course
+        at = self._resumed() or _Place.first(
+            self.coordinates.array([c.control for c in Enlist(self.functional.controls)]), self.rule, self.rate)
         total = max(1, self.limits.iterations)
         with course:
             while True:
-                if passes % self.evaluate_every == 0 or passes >= self.limits.iterations:
-                    self._record(x, rate * self.schedule(passes / total), passes)
+                if at.order is None:
+                    if at.recorded < at.passes or not course.history.iterations:
+                        self._record_if_due(at, total)
                     course.history.reason = course.reason_to_stop()
+                    self._keep(at, now=course.history.reason not in (None, "interrupted"))
                     if course.history.reason is not None:
                         break
+                    at.begin(self.rng.permutation(len(self.functional.problem.average.sample)))
                 try:
-                    x = self._one_pass(x, step, rate, passes, total)
+                    whole = self._rest_of_a_pass(at, total)
                 except EvaluationError:
-                    rate /= 2
-                    step = self.rule.start(x.size)
-                passes += 1
+                    at.go_back(self.rule)
+                    whole = True
+                if not whole:  # interrupted: what was learned since the pass before counts too
+                    self._record(at.x, at.rate * self.schedule(at.passes / total), at.passes)
+                at.end()
         return self.coordinates.functions(course.best)
 
-    def _one_pass(self, x: np.ndarray, step: Step, rate: float, passes: int, total: int) -> np.ndarray:
-        """Return the controls after a pass over the sample in batches; an incomplete last batch is left out."""
-        functional, x = self.functional, x.copy()
-        average = functional.problem.average
-        order = self.rng.permutation(len(average.sample))
-        count = len(order) // self.batch
-        for k in range(count):
-            chosen = order[k * self.batch : (k + 1) * self.batch]
+    def _record_if_due(self, at: _Place, total: int) -> None:
+        at.recorded = at.passes
+        if at.passes % self.evaluate_every == 0 or at.passes >= self.limits.iterations:
+            self._record(at.x, at.rate * self.schedule(at.passes / total), at.passes)
+
+    def _rest_of_a_pass(self, at: _Place, total: int) -> bool:
+        """Go over what is left of the sample in batches; an incomplete last batch is left out.
+
+        Returns False if the pass was interrupted.
+        """
+        functional, average = self.functional, self.functional.problem.average
+        assert at.order is not None
+        count = len(at.order) // self.batch
+        while at.batch < count:
+            chosen = at.order[at.batch * self.batch : (at.batch + 1) * self.batch]
             self._average = average.over(chosen, self._average)
             batch = functional.over(self._average)
-            batch(self.coordinates.functions(x))
+            batch(self.coordinates.functions(at.x))
             g = self.coordinates.dual_array(Enlist(batch.derivative()))
-            x += step(g, rate * self.schedule((passes + k / count) / total))
-        return x
+            at.x += at.step(g, at.rate * self.schedule((at.passes + at.batch / count) / total))
+            at.batch += 1
+            stop = self.course.interrupted()
+            self._keep(at, now=stop)
+            if stop:
+                return False
+        return True
+
+    # What a run goes on from.
+
+    def _run(self) -> dict[str, Any]:
+        """Return what tells this run from others."""
+        x = self.coordinates.array([c.control for c in Enlist(self.functional.controls)])
+        return {
+            "controls": ", ".join(self.functional.names), "images": self.functional.images, "batch": self.batch,
+            "rule": str(self.rule), "rate": self.rate, "start": f"{zlib.crc32(x.tobytes()):08x}"}
+
+    @property
+    def _generators(self) -> list[np.random.Generator]:
+        return [self.rng, *self.functional.problem.average.generators]
+
+    def _resumed(self) -> _Place | None:
+        """Return where the run of a checkpoint was, with record, counter, clock and generators as they were there."""
+        found = None if self._checkpoint is None else self._checkpoint.read(self.functional.comm)
+        if found is None:
+            return None
+        if found["run"] != (mine := self._run()):
+            differ = [name for name in mine if found["run"].get(name) != mine[name]]
+            raise ValueError(
+                f"{self._checkpoint.path} is the checkpoint of another run: its {', '.join(differ)} differ. Give this "
+                "one another path, or start anew without resume.")
+        set_generators(self._generators, found["generators"])
+        self.course.go_on(rows_of(Iteration, found["rows"]), found["best"], found["counts"], found["seconds"])
+        at, step = found["place"], self.rule.start(found["place"]["x"].size)
+        for name, values in step.memory.items():
+            values[:] = found["memory"][name]
+        return _Place(
+            at["x"], step, at["rate"], at["passes"], at["recorded"], at.get("order"), at["batch"], at.get("start"))
+
+    def _keep(self, at: _Place, now: bool = False) -> None:
+        """Write the checkpoint if it is time, or ``now``. Collective."""
+        checkpoint, course = self._checkpoint, self.course
+        if checkpoint is None:
+            return
+        done = at.passes - self._kept if at.order is None else 0
+        if not now and (done < 1 and checkpoint.iterations or not checkpoint.due(done, self.functional.comm)):
+            return
+        pass_of = {} if at.order is None else {"order": at.order, "start": at.start}
+        checkpoint.write({
+            "run": self._run(), "rows": columns_of(course.history.iterations), "best": course.best,
+            "counts": dict(course.work.counts), "seconds": course.seconds, "memory": at.step.memory,
+            "generators": generator_states(self._generators),
+            "place": {"x": at.x, "rate": at.rate, "passes": at.passes, "recorded": at.recorded, "batch": at.batch,
+                      **pass_of}}, self.functional.comm)
+        self._kept = at.passes
 
     def _record(self, x: np.ndarray, rate: float, passes: int) -> None:
         functional = self._recorded
@@ -152,3 +228,42 @@ class FirstOrder:
         self.course.record(
             x, lambda: functional.all_controls(controls), value, functional.loss, norm, rate, number=passes,
             images=functional.images)
+
+
+@dataclass
+class _Place:
+    """Where a run is: between two passes, where ``order`` is None, or within one.
+
+    Parameters
+    ----------
+    x, step, rate
+        Coordinates, the running rule, the learning rate before its schedule.
+    passes, recorded
+        Passes that are over, and how many were when the objective was recorded.
+    order, batch, start
+        Of the pass: its permutation, the next batch, and x at its start.
+    """
+
+    x: np.ndarray
+    step: Step
+    rate: float
+    passes: int = 0
+    recorded: int = -1
+    order: np.ndarray | None = None
+    batch: int = 0
+    start: np.ndarray | None = None
+
+    @classmethod
+    def first(cls, x: np.ndarray, rule: UpdateRule, rate: float) -> _Place:
+        return cls(x, rule.start(x.size), rate)
+
+    def begin(self, order: np.ndarray) -> None:
+        self.order, self.batch, self.start, self.x = order, 0, self.x, self.x.copy()
+
+    def end(self) -> None:
+        self.order, self.batch, self.start, self.passes = None, 0, None, self.passes + 1
+
+    def go_back(self, rule: UpdateRule) -> None:
+        """Undo the pass, with half the rate and no memory."""
+        assert self.start is not None
+        self.x, self.rate, self.step = self.start, self.rate / 2, rule.start(self.start.size)

@@ -17,6 +17,7 @@ from ctrlnet.objective.average import Average
 from ctrlnet.objective.point import Point
 from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.objective.work import Work
+from ctrlnet.optimise.journal import Halves, State
 
 __all__ = ["Functional", "OfProblem", "ProjectedOn"]
 
@@ -71,6 +72,15 @@ class Functional(Protocol):
 
     def all_controls(self, free: Sequence[Function]) -> Controls:
         """Return all controls of the problem, with the given values of :attr:`controls`."""
+
+    def state(self) -> Halves:
+        """Return what the next value and derivative depend on; see :class:`~ctrlnet.optimise.journal.Resumable`."""
+
+    def restore(self, shared: State, own: State) -> None:
+        """Go back to a state."""
+
+    def revive(self) -> None:
+        """Propagate what was propagated in that state."""
 
 
 class ProjectedOn(Functional, Protocol):

@@ -14,6 +14,7 @@ from ctrlnet.objective.average import Average
 from ctrlnet.objective.objective import Objective, ObjectiveAt
 from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.optimise.functional import OfProblem
+from ctrlnet.optimise.journal import Halves, State
 
 __all__ = ["JointFunctional"]
 
@@ -42,6 +43,7 @@ class JointFunctional(OfProblem):
         super().__init__(problem, self._held.restricted(free), riesz_map)
         self._objective = Objective(problem.average, problem.regularisation)
         self._last: ObjectiveAt | None = None
+        self._point: Controls | None = None  # last evaluated
 
     @property
     def loss(self) -> float:
@@ -51,7 +53,7 @@ class JointFunctional(OfProblem):
         """Return the functional of another sample average, with the same regularisation."""
         out = copy.copy(self)
         out.problem = self.problem.with_average(average)
-        out._objective, out._last = Objective(average, self.problem.regularisation), None
+        out._objective, out._last, out._point = Objective(average, self.problem.regularisation), None, None
         return out
 
     def all_controls(self, free: Sequence[Function]) -> Controls:
@@ -60,8 +62,21 @@ class JointFunctional(OfProblem):
 
     def __call__(self, values: Sequence[Function]) -> AdjFloat:
         """Return the objective. Raises :class:`~ctrlnet.PropagationError` if a state is not finite."""
-        self._last = self._objective.at(self.all_controls(Enlist(values)))
+        self._point = self.all_controls(Enlist(values))
+        self._last = self._objective.at(self._point)
         return AdjFloat(self._last.value())
+
+    def state(self) -> Halves:
+        return ({} if self._point is None else {"controls": self.problem.control_set.arrays(self._point)}), {}
+
+    def restore(self, shared: State, own: State) -> None:
+        if "controls" in shared:
+            self._point = self.problem.control_set.functions(shared["controls"])
+
+    def revive(self) -> None:
+        if self._point is not None:
+            self._last = self._objective.at(self._point)
+            self._last.value()
 
     @property
     def _at(self) -> ObjectiveAt:

@@ -11,6 +11,8 @@ and Jun, "Learning across scales", 2018.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,8 @@ from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.optimise.course import Limits
 from ctrlnet.optimise.stochastic import SampleSchedule
 from ctrlnet.optimise.tao import TaoOptimiser
-from ctrlnet.optimise.training import LevelResult, train
+from ctrlnet.optimise.training import LevelResult, journal_of, train
+from ctrlnet.storage.checkpoints import Checkpoint
 from ctrlnet.storage.history import Iteration
 
 __all__ = ["train_multiscale"]
@@ -29,7 +32,8 @@ __all__ = ["train_multiscale"]
 def train_multiscale(
     problems: Sequence[TrainingProblem], m: ControlsLike, *, iterations: int | Sequence[int] = 50,
     relative_gradient: float = 0.0, rng: np.random.Generator | None = None, schedule: SampleSchedule | None = None,
-    callback: Callable[[int, Iteration], None] | None = None, carry_secants: bool = False,
+    callback: Callable[[int, Iteration], bool | None] | None = None, carry_secants: bool = False,
+    checkpoint: Checkpoint | str | Path | None = None,
 ) -> list[LevelResult]:
     """Train the levels from coarse to fine, each from what the one before learned.
 
@@ -45,24 +49,28 @@ def train_multiscale(
     rng, schedule
         See :func:`train_level`; for the finest level. Coarser ones cost little and have the whole sample.
     callback
-        Called with the level's number and each iteration.
+        Called with the level's number and each iteration; the level ends if it returns True.
     carry_secants
         Start a level with the secant pairs of the one before, if it has the same controls and weighs them alike. That
         saves the first line searches where the objectives of neighbouring levels are nearly the same, as with implicit
         diffusion; where they are not, the curvature of a coarse mesh misleads.
+    checkpoint
+        See :func:`train_level`; one for all levels.
 
     Raises
     ------
     ValueError
-        If there is no problem, the counts differ, or a control space does not follow from the one before.
+        If there is no problem, the counts differ, a control space does not follow from the one before, or the
+        checkpoint is one of another training.
     """
     if not problems:
         raise ValueError("Multiscale training needs at least one level, received none.")
-    limits = [iterations] * len(problems) if isinstance(iterations, int) else list(iterations)
+    limits: list[Any] = [iterations] * len(problems) if isinstance(iterations, int | Integral) else list(iterations)
     if len(limits) != len(problems):
         raise ValueError(f"{len(problems)} levels need as many iteration limits, received {len(limits)}.")
     for coarse, fine in zip(problems, problems[1:], strict=False):
         _check_depth(coarse, fine)
+    journal = journal_of(checkpoint, problems, m, rng, schedule)
     results: list[LevelResult] = []
     run: Any = None  # of the level before: a TaoOptimiser, since only the finest level draws samples
     for number, problem in enumerate(problems):
@@ -75,7 +83,7 @@ def train_multiscale(
         report = None if callback is None else (lambda i, level=number: callback(level, i))
         result, run = train(
             make, problem, m, Limits(limits[number], relative_gradient),
-            rng if number == len(problems) - 1 else None, schedule, callback=report)
+            rng if number == len(problems) - 1 else None, schedule, callback=report, journal=journal)
         results.append(result)
     return results
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from firedrake import Cofunction, Function
@@ -23,11 +24,14 @@ from pyadjoint.enlisting import Enlist
 from ctrlnet.controls import Controls, ControlsLike, as_controls
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.objective.average import Average, Linearisation
+from ctrlnet.objective.columns import Features
 from ctrlnet.objective.losses import image_hessians
 from ctrlnet.objective.point import Point
 from ctrlnet.objective.problem import TrainingProblem
+from ctrlnet.optimise.classifier.preconditioner import Preconditioner
 from ctrlnet.optimise.classifier.problem import ClassifierProblem, ClassifierSolution
 from ctrlnet.optimise.functional import OfProblem
+from ctrlnet.optimise.journal import Halves, State
 
 __all__ = ["ProjectedFunctional", "inner_tolerance_of"]
 
@@ -76,6 +80,7 @@ class ProjectedFunctional(OfProblem):
         self.solution: ClassifierSolution | None = None
         self._clock = [0.0]
         self._inner: ClassifierProblem | None = None
+        self._inverse: Preconditioner | None = None  # of a solve before, where there is no inner problem yet
         self._point: dict[str, np.ndarray] = {}  # degrees of freedom of the last evaluated controls
         self._derivative: dict[str, np.ndarray] | None = None
         self._solver: Callable[[np.ndarray], np.ndarray] | None = None
@@ -86,8 +91,47 @@ class ProjectedFunctional(OfProblem):
         out = ProjectedFunctional(
             self.problem.with_average(average), m, inner_tolerance=self._tolerance,
             riesz_map=self._controls[0].riesz_map)
-        out._start, out._inner, out._clock = self._start, self._inner, self._clock
+        out._start, out._clock = self._start, self._clock
+        out._inverse = self._inverse if self._inner is None else self._inner.inverse
         return out
+
+    # What a journal keeps.
+
+    def state(self) -> Halves:
+        if self.solution is None:
+            return {}, {}
+        found, inverse = self.solution, self._inverse if self._inner is None else self._inner.inverse
+        shared = {
+            "controls": self._point, "W": found.W, "beta": found.beta, "value": found.value, "loss": found.loss,
+            "seconds": self._clock[0], "inverse": {} if inverse is None else inverse.state()}
+        return shared, {"scores": found.scores}
+
+    def restore(self, shared: State, own: State) -> None:
+        if not shared:
+            return
+        W, beta = shared["W"], shared["beta"]
+        self.solution = ClassifierSolution(
+            W, beta, own.get("scores", np.empty((beta.size, 0))), shared["value"], shared["loss"], 0.0, 0, 0)
+        self._start, self._point = (W, beta), dict(shared["controls"])
+        self._clock[0] = max(self._clock[0], shared["seconds"])
+        self._inverse = Preconditioner.restored(shared["inverse"]) if shared["inverse"] else None
+        self._inner = self._at = self._derivative = self._solver = None
+
+    def revive(self) -> None:
+        if self.solution is None:
+            return
+        self._at = self.problem.average.at(self.problem.network.layers_of(self._point))
+        self._inner = self._classifier_problem(self._at.features())
+        self._inner.inverse = self._inverse
+        if self.solution.scores.shape[1] != self._inner.features.values.shape[1]:  # those of other ranks
+            scores = self.solution.W.T @ self._inner.features.values + self.solution.beta[:, None]
+            self.solution = replace(self.solution, scores=scores)
+
+    def _classifier_problem(self, features: Features) -> ClassifierProblem:
+        average, regularisation = self.problem.average, self.problem.regularisation
+        return ClassifierProblem(
+            features, regularisation.weights_matrix, regularisation.ridge, average.loss, average.comm,
+            precision=self.problem.network.sweep.dtype)
 
     @property
     def inner_seconds(self) -> float:
@@ -111,14 +155,12 @@ class ProjectedFunctional(OfProblem):
         at = average.at(self.problem.network.layers_of(point))
         features = at.features()
         began = time.perf_counter()
-        inner, before = ClassifierProblem(
-            features, regularisation.weights_matrix, regularisation.ridge, average.loss, average.comm,
-            precision=self.problem.network.sweep.dtype), self._inner
-        if self.solution is not None:
+        inner, before = self._classifier_problem(features), self._inner
+        if self.solution is not None and before is not None:
             start = inner.with_scores(self.solution.scores)
             inner.take_over(before)
         else:
-            start, inner.inverse = self._start, None if before is None else before.inverse
+            start, inner.inverse = self._start, self._inverse
         self.solution, self._inner = inner.solve(*start, tolerance=self._tolerance), inner
         self._start = self.solution.W, self.solution.beta
         self._point, self._at, self._derivative, self._solver = point, at, None, None

@@ -13,6 +13,7 @@ proportion to their curvature: late in training few have any.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.linalg
@@ -105,6 +106,18 @@ class SchurGaussNewton:
         out = copy.copy(self)
         out.functional, out._average = functional, None
         return out
+
+    @property
+    def generators(self) -> list[np.random.Generator]:
+        return [self.rng]
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {} if self.matrix is None else {"matrix": self.matrix}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        if "matrix" in state:
+            self.matrix = state["matrix"]
+            self._factor = scipy.linalg.cho_factor(self.matrix, lower=True, check_finite=False)
 
     def refresh(self) -> None:
         """Form and factorise the matrix at the functional's last point."""

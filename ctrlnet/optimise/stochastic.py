@@ -13,16 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from ctrlnet.controls import Controls
 from ctrlnet.errors import EvaluationError
 from ctrlnet.objective.average import Average
-from ctrlnet.optimise.course import Accuracies, Course, Limits
+from ctrlnet.optimise.course import Accuracies, Callback, Course, Limits
+from ctrlnet.optimise.journal import Journal
 from ctrlnet.optimise.projection import ProjectedFunctional
 from ctrlnet.optimise.tao import TaoOptimiser
-from ctrlnet.storage.history import History, Iteration
+from ctrlnet.storage.checkpoints import Checkpoint, checkpoint_of
+from ctrlnet.storage.history import History
 
 __all__ = ["Draw", "SampleSchedule", "StochasticOptimiser"]
 
@@ -96,6 +99,10 @@ class StochasticOptimiser:
         schedule's.
     callback, accuracies
         See :class:`~ctrlnet.optimise.course.Course`.
+    checkpoint
+        See :class:`~ctrlnet.optimise.TaoOptimiser`.
+    journal
+        Of a training that this is a part of, in place of a checkpoint.
 
     Attributes
     ----------
@@ -111,7 +118,8 @@ class StochasticOptimiser:
     def __init__(
         self, functional: ProjectedFunctional, rng: np.random.Generator, schedule: SampleSchedule | None = None, *,
         solver: Callable | None = None, limits: Limits | None = None,
-        callback: Callable[[Iteration], None] | None = None, accuracies: Accuracies | None = None,
+        callback: Callback | None = None, accuracies: Accuracies | None = None,
+        checkpoint: Checkpoint | str | Path | None = None, journal: Journal | None = None,
     ):
         sample = functional.problem.average.sample
         self.schedule = SampleSchedule(min(SampleSchedule.first, len(sample))) if schedule is None else schedule
@@ -120,9 +128,14 @@ class StochasticOptimiser:
         self._make = TaoOptimiser if solver is None else solver
         self._optimiser: TaoOptimiser | None = None
         self._on_whole = Limits() if limits is None else limits
+        self._journal = journal or Journal(
+            checkpoint_of(checkpoint), functional.comm,
+            {"controls": ", ".join(functional.names), "images": functional.images, "schedule": str(self.schedule),
+             "start": np.concatenate([c.control.dat.data_ro.ravel() for c in functional.controls])},
+            [rng, *functional.problem.average.generators])
         self.course = Course(
             replace(self._on_whole, iterations=_UNLIMITED, relative_gradient=0.0), functional.work, functional.comm,
-            callback, accuracies)
+            callback, accuracies, self._journal)
         self.draws: list[Draw] = []
         self._drawn: Average | None = None
         self._tested: Average | None = None
@@ -163,7 +176,7 @@ class StochasticOptimiser:
 
     def _improve_on_a_draw(self, whole: Average, size: int, controls: Controls):
         """Draw, improve and test; return whether to keep the outcome, the controls and their functional."""
-        order = self.rng.permutation(len(whole.sample))
+        order = self._journal.answer(lambda: self.rng.permutation(len(whole.sample))).astype(int)
         others = order[size : size + int(size * self.schedule.held_out)]
         self._drawn = whole.over(np.sort(order[:size]), self._drawn)
         trial = self.functional.over(self._drawn, controls)
@@ -177,9 +190,12 @@ class StochasticOptimiser:
         return accepted, found, trial
 
     def _held_out_loss(self, functional: ProjectedFunctional, controls: Controls) -> float:
-        solution = functional.solution
-        try:
-            at = self._tested.at(functional.problem.network.layers(controls))
-            return at.value(solution.W, solution.beta)
-        except EvaluationError:
-            return np.inf
+        def computed() -> np.ndarray:
+            solution = functional.solution
+            try:
+                at = self._tested.at(functional.problem.network.layers(controls))
+                return np.array([at.value(solution.W, solution.beta)])
+            except EvaluationError:
+                return np.array([np.inf])
+
+        return float(self._journal.answer(computed)[0])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import petsctools
@@ -13,11 +14,13 @@ from pyadjoint.enlisting import Enlist
 
 from ctrlnet.controls import Controls, Coordinates
 from ctrlnet.errors import EvaluationError
-from ctrlnet.optimise.course import Accuracies, Course, Limits
+from ctrlnet.optimise.course import Accuracies, Callback, Course, Limits
 from ctrlnet.optimise.functional import Functional
+from ctrlnet.optimise.journal import Halves, Journal, State
 from ctrlnet.optimise.krylov import KrylovPreconditioner
 from ctrlnet.optimise.presets import QUASI_NEWTON
-from ctrlnet.storage.history import History, Iteration
+from ctrlnet.storage.checkpoints import Checkpoint, checkpoint_of
+from ctrlnet.storage.history import History
 
 __all__ = ["InitialHessian", "TaoOptimiser"]
 
@@ -39,6 +42,16 @@ class InitialHessian(Protocol):
 
     def over(self, functional: Functional) -> InitialHessian:
         """Return that of another sample's, or mesh's, functional, to be refreshed."""
+
+    @property
+    def generators(self) -> Sequence[np.random.Generator]:
+        """What it draws by."""
+
+    def state(self) -> State:
+        """Return the matrix, for :meth:`restore`."""
+
+    def restore(self, state: State) -> None:
+        """Take the matrix of an earlier state."""
 
 
 class TaoOptimiser:
@@ -74,6 +87,9 @@ class TaoOptimiser:
         See :class:`~ctrlnet.optimise.course.Course`.
     course
         A record to continue, of runs on other samples.
+    checkpoint
+        A :class:`~ctrlnet.storage.Checkpoint`, or its path: what the run goes on from when it is started again. With a
+        ``course``, its journal serves.
     options_prefix
         Of the PETSc options that override the parameters.
     """
@@ -83,8 +99,8 @@ class TaoOptimiser:
         coordinates: Coordinates | None = None, curvature: str = "gauss_newton",
         forcing: float | Callable[[float], float] = 0.1, preconditioner: KrylovPreconditioner | None = None,
         initial_hessian: InitialHessian | None = None, refresh: int = 5,
-        callback: Callable[[Iteration], None] | None = None, accuracies: Accuracies | None = None,
-        course: Course | None = None, options_prefix: str = "",
+        callback: Callback | None = None, accuracies: Accuracies | None = None,
+        course: Course | None = None, checkpoint: Checkpoint | str | Path | None = None, options_prefix: str = "",
     ):
         if curvature not in ("gauss_newton", "hessian"):
             raise ValueError(f"curvature must be 'gauss_newton' or 'hessian', received {curvature!r}.")
@@ -94,13 +110,15 @@ class TaoOptimiser:
         self.coordinates = functional.problem.coordinates(functional.names) if coordinates is None else coordinates
         self._limits = Limits() if limits is None else limits
         self.course = course or Course(
-            self._limits, functional.work, functional.comm, callback, accuracies)
+            self._limits, functional.work, functional.comm, callback, accuracies,
+            self._journal(checkpoint, initial_hessian, dict(parameters)))
         self._curvature = curvature
         self._forcing = forcing if callable(forcing) else (lambda _: forcing)
         self._preconditioner, self._initial, self._refresh = preconditioner, initial_hessian, refresh
         self._products, self._offset, self._started = 0, 0, 0
         self._reason: str | None = None
-        self._evaluation = _Evaluation(functional, self.coordinates)
+        self._raised: BaseException | None = None
+        self._evaluation = _Evaluation(functional, self.coordinates, self.course)
         self._settings = dict(parameters), options_prefix
         self._create(*self._settings)
         self._continues = False
@@ -117,10 +135,41 @@ class TaoOptimiser:
         """
         self.functional, self._limits, self._reason = functional, limits, None
         self.course = course or self.course
-        self._evaluation, self._continues = _Evaluation(functional, self.coordinates), True
+        self._evaluation, self._continues = _Evaluation(functional, self.coordinates, self.course), True
         if self._initial is not None:
             self._initial = self._initial.over(functional)
         return self
+
+    def _journal(
+        self, checkpoint: Checkpoint | str | Path | None, initial: InitialHessian | None, options: dict
+    ) -> Journal:
+        """Return the journal of this run alone."""
+        functional = self.functional
+        x = self.coordinates.array([c.control for c in Enlist(functional.controls)])
+        return Journal(
+            checkpoint_of(checkpoint), functional.comm,
+            {"controls": ", ".join(functional.names), "images": functional.images, "start": x,
+             "options": str(sorted(options.items()))},
+            [*functional.problem.average.generators, *([] if initial is None else initial.generators)])
+
+    # What a journal keeps and restores.
+
+    def state(self) -> Halves:
+        """Return what the next answer depends on; see :class:`~ctrlnet.optimise.journal.Resumable`."""
+        shared, own = self.functional.state()
+        initial = {} if self._initial is None else self._initial.state()
+        return {"functional": shared, "initial": initial}, own
+
+    def restore(self, shared: State, own: State) -> None:
+        """Go back to a state; see :class:`~ctrlnet.optimise.journal.Resumable`."""
+        self.functional.restore(shared["functional"], own)
+        if self._initial is not None:
+            self._initial.restore(shared["initial"])
+
+    def revive(self) -> None:
+        """Propagate what was propagated in that state."""
+        with self.course.uncounted():
+            self.functional.revive()
 
     # PETSc objects.
 
@@ -128,15 +177,15 @@ class TaoOptimiser:
         size = self.coordinates.size
         self._x = PETSc.Vec().createSeq(size, comm=COMM_SELF)
         self._tao = tao = PETSc.TAO().create(comm=COMM_SELF)
-        tao.setObjectiveGradient(self._objective_gradient)
-        tao.setObjective(lambda _, x: self._evaluation.value(x.array_r))
-        tao.setGradient(lambda _, x, g: g.setArray(self._evaluation.gradient(x.array_r)))
+        tao.setObjectiveGradient(self._keeping(self._objective_gradient))
+        tao.setObjective(self._keeping(lambda _, x: self._evaluation.value(x.array_r)))
+        tao.setGradient(self._keeping(lambda _, x, g: g.setArray(self._evaluation.gradient(x.array_r))))
         petsctools.set_from_options(
             tao, parameters=parameters | {"tao_max_it": 10**8, "tao_max_funcs": 10**8}, options_prefix=prefix)
         kind = tao.getType()
         if kind in _WITH_HESSIAN:
-            self._hessian = _symmetric(size, _Shell(self._product))
-            tao.setHessian(self._new_hessian, self._hessian)
+            self._hessian = _symmetric(size, _Shell(self._keeping(self._product)))
+            tao.setHessian(self._keeping(self._new_hessian), self._hessian)
             pc = tao.getKSP().getPC()
             if self._preconditioner is not None:
                 pc.setType(PETSc.PC.Type.PYTHON)
@@ -148,11 +197,12 @@ class TaoOptimiser:
                 raise ValueError(
                     f"An initial Hessian belongs to a quasi-Newton method ({', '.join(_WITH_SECANTS)}), "
                     f"received tao_type {kind!r}.")
-            self._J0 = _symmetric(size, _Shell(lambda x: self._initial.apply(x), lambda g: self._initial.solve(g)))
+            self._J0 = _symmetric(size, _Shell(
+                self._answered(lambda x: self._initial.apply(x)), self._answered(lambda g: self._initial.solve(g))))
             self._J0.setOption(PETSc.Mat.Option.SPD, True)
-            tao.setUpdate(self._update)
-        tao.setMonitor(self._monitor)
-        tao.setConvergenceTest(self._test)
+            tao.setUpdate(self._keeping(self._update))
+        tao.setMonitor(self._keeping(self._monitor))
+        tao.setConvergenceTest(self._keeping(self._test))
         tao.setSolution(self._x)
         if self._initial is not None and kind != "bqnls":
             tao.setLMVMH0(self._J0)
@@ -163,6 +213,21 @@ class TaoOptimiser:
 
     # Callbacks.
 
+    def _keeping(self, callback: Callable) -> Callable:
+        """Return a callback of PETSc's that keeps what it raises, of which PETSc passes on a number alone."""
+        def kept(*arguments: Any) -> Any:
+            try:
+                return callback(*arguments)
+            except BaseException as error:
+                self._raised = error
+                raise
+
+        return kept
+
+    def _answered(self, compute: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        """Return a map whose values the journal keeps."""
+        return self._keeping(lambda x: self.course.journal.answer(lambda: compute(x)))
+
     def _objective_gradient(self, _, x: PETSc.Vec, g: PETSc.Vec) -> float:
         value = self._evaluation.value(x.array_r)
         g.setArray(self._evaluation.gradient(x.array_r))
@@ -170,8 +235,8 @@ class TaoOptimiser:
 
     def _product(self, x: np.ndarray) -> np.ndarray:
         self._products += 1
-        direction = self.coordinates.functions(x)
-        out = self.coordinates.dual_array(Enlist(getattr(self.functional, self._curvature)(direction)))
+        out = self.course.journal.answer(lambda: self.coordinates.dual_array(
+            Enlist(getattr(self.functional, self._curvature)(self.coordinates.functions(x)))))
         if self._preconditioner is not None:
             self._preconditioner.saw(x, out)
         return out
@@ -187,15 +252,20 @@ class TaoOptimiser:
     def _update(self, tao: PETSc.TAO, iteration: int) -> None:
         if iteration % self._refresh == 0:
             self._evaluation.value(self._x.array_r)
-            self._initial.refresh()
+            self.course.journal.answer(self._refreshed)
             self._J0.stateIncrease()  # its products are kept until it says that it changed
+
+    def _refreshed(self) -> np.ndarray:
+        """Form the initial Hessian anew; it is part of the state, and there is no number to answer."""
+        self._initial.refresh()
+        return np.empty(0)
 
     def _monitor(self, tao: PETSc.TAO) -> None:
         number, objective, gradient_norm, _, step, _ = tao.getSolutionStatus()
         x = self._x.array_r.copy()
         self._evaluation.value(x)
         self.course.record(
-            x, lambda: self._all_controls(x), objective, self.functional.loss, gradient_norm, step,
+            x, lambda: self._all_controls(x), objective, self._evaluation.loss, gradient_norm, step,
             self._number(number), self._products, self.functional.images)
         self._products = 0
 
@@ -209,6 +279,7 @@ class TaoOptimiser:
 
     def _test(self, tao: PETSc.TAO) -> None:
         self._reason = self.course.reason_to_stop(self._limits)
+        self.course.journal.keep(now=self._reason is not None)
         if self._reason is not None:
             tao.setConvergedReason(PETSc.TAO.ConvergedReason.CONVERGED_USER)
 
@@ -234,11 +305,12 @@ class TaoOptimiser:
         """
         self.course.begin()
         self._offset = self._started = self.history.last.number if self.history.iterations else 0
+        self.course.journal.attend(self)
         self._start()
         self._evaluation.require(self._x.array_r)
         with self.course, petsctools.inserted_options(self._tao):
             while True:
-                self._tao.solve()
+                self._search()
                 self._offset, (value, x) = self.history.last.number, self._evaluation.least
                 # A search that stopped short, at the edge of what can be evaluated for example, may have got lower.
                 if self._reason is not None or not value < self.course.least - 1e-10 * abs(value):
@@ -249,7 +321,17 @@ class TaoOptimiser:
             self._reason = _REASONS.get(code, f"TAO reason {code}")
         self.history.reason = self._reason
         self._evaluation.value(self.course.best)
+        self.course.journal.settle()
         return self.coordinates.functions(self.course.best)
+
+    def _search(self) -> None:
+        self._raised = None
+        try:
+            self._tao.solve()
+        except PETSc.Error:
+            if self._raised is None:
+                raise
+            raise self._raised from None
 
 
 _REASONS = {
@@ -269,8 +351,9 @@ def _symmetric(size: int, shell: _Shell) -> PETSc.Mat:
 class _Evaluation:
     """Value and derivative of the last point, in coordinates; large and flat where they are not finite."""
 
-    def __init__(self, functional: Functional, coordinates: Coordinates):
-        self._functional, self._coordinates = functional, coordinates
+    def __init__(self, functional: Functional, coordinates: Coordinates, course: Course):
+        self._functional, self._coordinates, self._journal = functional, coordinates, course.journal
+        self.loss = np.nan
         self._x: np.ndarray | None = None
         self._value, self._failed = 0.0, False
         self._gradient: np.ndarray | None = None
@@ -283,7 +366,19 @@ class _Evaluation:
 
     def _evaluate(self, x: np.ndarray) -> None:
         self._x, self._gradient, self._failed = None, None, False
-        self._value = float(self._functional(self._coordinates.functions(x)))
+        failure: list[EvaluationError] = []
+
+        def computed() -> np.ndarray:
+            try:
+                return np.array([self._functional(self._coordinates.functions(x)), self._functional.loss], dtype=float)
+            except EvaluationError as error:
+                failure.append(error)
+                return np.empty(0)
+
+        found = self._journal.answer(computed)
+        if not found.size:
+            raise failure[0] if failure else EvaluationError("This point could not be evaluated before.")
+        self._value, self.loss = map(float, found)
         self._penalty = self._value + 1.0 + abs(self._value)
         if self._value < self.least[0]:
             self.least = self._value, x.copy()
@@ -301,13 +396,17 @@ class _Evaluation:
     def gradient(self, x: np.ndarray) -> np.ndarray:
         self.value(x)
         if self._gradient is None:
-            self._gradient = np.zeros(x.size)
-            if not self._failed:
-                try:
-                    self._gradient = self._coordinates.dual_array(Enlist(self._functional.derivative()))
-                except EvaluationError:
-                    self._value, self._failed = self._penalty, True
+            found = np.empty(0) if self._failed else self._journal.answer(self._derivative)
+            if not found.size and not self._failed:
+                self._value, self._failed = self._penalty, True
+            self._gradient = found if found.size else np.zeros(x.size)
         return self._gradient
+
+    def _derivative(self) -> np.ndarray:
+        try:
+            return self._coordinates.dual_array(Enlist(self._functional.derivative()))
+        except EvaluationError:
+            return np.empty(0)
 
 
 class _Shell:

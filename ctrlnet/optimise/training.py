@@ -3,7 +3,7 @@ r"""Training of one level: quasi-Newton on the projected functional, on drawn, g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,13 @@ from ctrlnet.controls import Controls, ControlsLike
 from ctrlnet.objective.prediction import Prediction, Predicts
 from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.objective.work import Work
-from ctrlnet.optimise.course import Course, Limits
+from ctrlnet.optimise.course import Callback, Course, Limits
+from ctrlnet.optimise.journal import Journal
 from ctrlnet.optimise.projection import ProjectedFunctional
 from ctrlnet.optimise.stochastic import SampleSchedule, StochasticOptimiser
 from ctrlnet.optimise.tao import TaoOptimiser
-from ctrlnet.storage.history import History, Iteration
+from ctrlnet.storage.checkpoints import Checkpoint, checkpoint_of
+from ctrlnet.storage.history import History
 from ctrlnet.storage.trained import save
 
 __all__ = ["LevelResult", "train", "train_level"]
@@ -54,7 +56,7 @@ def train_level(
     work_budget: float | None = None,
     rng: np.random.Generator | None = None, schedule: SampleSchedule | None = None,
     inner_tolerance: float | None = None,
-    callback: Callable[[Iteration], None] | None = None,
+    callback: Callback | None = None, checkpoint: Checkpoint | str | Path | None = None,
 ) -> LevelResult:
     """Train the controls by quasi-Newton on the projected functional of one problem, from the given start.
 
@@ -76,28 +78,56 @@ def train_level(
     inner_tolerance
         Of the classifier's solves; see :class:`~ctrlnet.optimise.ProjectedFunctional`.
     callback
-        Called with each iteration.
+        Called with each iteration, which has the controls; the training ends if it returns True.
+    checkpoint
+        What it goes on from when it is started again: a :class:`~ctrlnet.storage.Checkpoint`, or the path of one with
+        its defaults.
+
+    Raises
+    ------
+    ValueError
+        If a control is in another space, or the checkpoint is one of another training.
     """
     limits = Limits(iterations, relative_gradient, work_budget)
-    return train(TaoOptimiser, problem, m, limits, rng, schedule, inner_tolerance, callback)[0]
+    journal = journal_of(checkpoint, [problem], m, rng, schedule)
+    return train(TaoOptimiser, problem, m, limits, rng, schedule, inner_tolerance, callback, journal)[0]
+
+
+def journal_of(
+    checkpoint: Checkpoint | str | Path | None, problems: Sequence[TrainingProblem], m: ControlsLike,
+    rng: np.random.Generator | None, schedule: SampleSchedule | None,
+) -> Journal:
+    """Return the journal of a training of some levels from a start on the first."""
+    first = problems[0]
+    start = first.network.control_set.arrays(first.with_classifier(m))
+    run = {
+        "levels": len(problems), "images": [len(problem.average.sample) for problem in problems],
+        "nodes": [problem.network.space.dim() for problem in problems],
+        "steps": [problem.network.steps for problem in problems], "schedule": str(schedule),
+        **{f"start of {name}": values for name, values in start.items()}}
+    rngs = [] if rng is None else [rng]
+    generators = [g for problem in problems for g in problem.average.generators]
+    return Journal(checkpoint_of(checkpoint), first.average.comm, run, [*rngs, *generators])
 
 
 def train(
     make: Callable, problem: TrainingProblem, m: ControlsLike, limits: Limits,
     rng: np.random.Generator | None = None, schedule: SampleSchedule | None = None,
-    inner_tolerance: float | None = None, callback: Callable[[Iteration], None] | None = None,
+    inner_tolerance: float | None = None, callback: Callback | None = None, journal: Journal | None = None,
 ) -> tuple[LevelResult, TaoOptimiser | StochasticOptimiser]:
     """Train one level by the quasi-Newton method that ``make(functional, limits=, course=)`` returns."""
     began, before = time.perf_counter(), problem.work.copy()
     functional = ProjectedFunctional(problem, m, inner_tolerance=inner_tolerance)
     if rng is None:
-        course = Course(limits, functional.work, functional.comm, callback)
+        course = Course(limits, functional.work, functional.comm, callback, journal=journal)
         run = make(functional, limits=limits, course=course)
     else:
-        run = StochasticOptimiser(functional, rng, schedule, limits=limits, callback=callback, solver=make)
+        run = StochasticOptimiser(
+            functional, rng, schedule, limits=limits, callback=callback, solver=make,
+            journal=journal)
     found = run.solve()
     result = LevelResult(
-        problem, run.functional.all_controls(found), run.history, time.perf_counter() - began,
-        functional.inner_seconds, problem.work - before,
+        problem, run.functional.all_controls(found), run.history,
+        max(time.perf_counter() - began, run.history.last.seconds), functional.inner_seconds, problem.work - before,
     )
     return result, run

@@ -1,19 +1,35 @@
 r"""First-order update rules on arrays: each maps a gradient to a step, and keeps its own memory.
 
-A rule is plain data; ``start(size)`` returns a function (gradient, learning rate) -> step to be added to x.
+A rule is plain data; ``start(size)`` returns a :class:`Step`, a function (gradient, learning rate) -> step to be added
+to x.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Adam", "GradientDescent", "Nesterov", "UpdateRule"]
+__all__ = ["Adam", "GradientDescent", "Nesterov", "Step", "UpdateRule"]
 
-Step = Callable[[np.ndarray, float], np.ndarray]
+
+class Step:
+    """A running rule.
+
+    Attributes
+    ----------
+    memory
+        What it remembers of earlier gradients, by name; written to in place.
+    """
+
+    def __init__(self, memory: Mapping[str, np.ndarray]):
+        self.memory = dict(memory)
+
+    def __call__(self, g: np.ndarray, rate: float) -> np.ndarray:
+        """Return the step for a gradient and a learning rate, and remember."""
+        raise NotImplementedError
 
 
 class UpdateRule(Protocol):
@@ -31,7 +47,7 @@ class GradientDescent:
     name = "SGD"
 
     def start(self, size: int) -> Step:
-        return lambda g, rate: -rate * g
+        return _Descent({})
 
 
 @dataclass(frozen=True)
@@ -50,13 +66,7 @@ class Nesterov:
             raise ValueError(f"momentum must lie in [0, 1), received {self.momentum!r}.")
 
     def start(self, size: int) -> Step:
-        velocity = np.zeros(size)
-
-        def step(g: np.ndarray, rate: float) -> np.ndarray:
-            velocity[:] = self.momentum * velocity - rate * g
-            return self.momentum * velocity - rate * g
-
-        return step
+        return _NesterovStep(self, {"velocity": np.zeros(size)})
 
 
 @dataclass(frozen=True)
@@ -76,13 +86,34 @@ class Adam:
             raise ValueError(f"Adam needs first, second in [0, 1) and epsilon > 0, received {self!r}.")
 
     def start(self, size: int) -> Step:
-        mean, square, count = np.zeros(size), np.zeros(size), [0]
+        return _AdamStep(self, {"mean": np.zeros(size), "square": np.zeros(size), "count": np.zeros(1)})
 
-        def step(g: np.ndarray, rate: float) -> np.ndarray:
-            count[0] += 1
-            mean[:] = self.first * mean + (1 - self.first) * g
-            square[:] = self.second * square + (1 - self.second) * g * g
-            unbiased = mean / (1 - self.first ** count[0])
-            return -rate * unbiased / (np.sqrt(square / (1 - self.second ** count[0])) + self.epsilon)
 
-        return step
+class _Descent(Step):
+    def __call__(self, g: np.ndarray, rate: float) -> np.ndarray:
+        return -rate * g
+
+
+class _NesterovStep(Step):
+    def __init__(self, rule: Nesterov, memory: Mapping[str, np.ndarray]):
+        super().__init__(memory)
+        self._rule = rule
+
+    def __call__(self, g: np.ndarray, rate: float) -> np.ndarray:
+        velocity, momentum = self.memory["velocity"], self._rule.momentum
+        velocity[:] = momentum * velocity - rate * g
+        return momentum * velocity - rate * g
+
+
+class _AdamStep(Step):
+    def __init__(self, rule: Adam, memory: Mapping[str, np.ndarray]):
+        super().__init__(memory)
+        self._rule = rule
+
+    def __call__(self, g: np.ndarray, rate: float) -> np.ndarray:
+        rule, (mean, square, count) = self._rule, (self.memory[n] for n in ("mean", "square", "count"))
+        count += 1
+        mean[:] = rule.first * mean + (1 - rule.first) * g
+        square[:] = rule.second * square + (1 - rule.second) * g * g
+        unbiased = mean / (1 - rule.first ** count[0])
+        return -rate * unbiased / (np.sqrt(square / (1 - rule.second ** count[0])) + rule.epsilon)

@@ -24,7 +24,7 @@ def columns_of(rows: Sequence) -> dict[str, np.ndarray]:
     A row that lacks a key has NaN there.
     """
     out: dict[str, np.ndarray] = {}
-    for name in (f.name for f in fields(rows[0])) if rows else ():
+    for name in (f.name for f in fields(rows[0]) if f.compare) if rows else ():
         entries = [getattr(row, name) for row in rows]
         if any(isinstance(entry, Mapping) for entry in entries):
             for key in sorted({key for entry in entries for key in entry}):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 
+from ctrlnet.controls import Controls
 from ctrlnet.objective.work import SWEEP_COST
 
 __all__ = ["History", "Iteration"]
@@ -36,6 +37,8 @@ class Iteration:
         Shares of correctly classified images by name, where asked for.
     images
         Size of the sample that the objective is the average over.
+    controls
+        All controls of the iterate, in what a callback is given; a history has none of them.
     """
 
     number: int
@@ -49,6 +52,7 @@ class Iteration:
     sweeps: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SWEEP_COST, 0.0))
     accuracies: Mapping[str, float] = field(default_factory=dict)
     images: int = 0
+    controls: Controls | None = field(default=None, repr=False, compare=False)
 
     @property
     def regularisation(self) -> float:
@@ -71,7 +75,7 @@ class History:
 
     def column(self, name: str) -> list[float]:
         """Return one quantity over all iterations; an accuracy by its own name."""
-        known = [f.name for f in fields(Iteration)] + ["regularisation"]
+        known = [f.name for f in fields(Iteration) if f.compare] + ["regularisation"]
         measured = self.iterations[0].accuracies if self.iterations else {}
         if name in measured:
             return [i.accuracies[name] for i in self.iterations]
@@ -85,7 +89,9 @@ class History:
 
     def as_dict(self) -> dict:
         """Return plain data for a JSON file."""
-        rows = [asdict(i) | {"regularisation": i.regularisation} for i in self.iterations]
+        rows = [
+            {f.name: getattr(i, f.name) for f in fields(i) if f.compare} | {"regularisation": i.regularisation}
+            for i in self.iterations]
         return {"reason": self.reason, "iterations": rows}
 
     def __str__(self) -> str:

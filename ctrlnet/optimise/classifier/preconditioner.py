@@ -8,9 +8,9 @@ ones: its diagonal blocks averaged over classes. Large ones: regulariser and dia
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.linalg
@@ -32,7 +32,14 @@ _INACTIVE = 0.01
 # cost as much, and long runs of conjugate gradients amplify round-off until they depend on the number of ranks.
 _PATIENCE = 8
 
-Inverse = Callable[[np.ndarray], np.ndarray]
+
+class Inverse(Protocol):
+    """An approximate inverse Hessian (features + 1, K) -> the same, made of some arrays."""
+
+    def __call__(self, x: np.ndarray) -> np.ndarray: ...
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what it is made of, for its class to make it again."""
 
 
 class Regularised(Protocol):
@@ -75,6 +82,18 @@ class Preconditioner:
     def mapped(self, change: np.ndarray) -> Preconditioner:
         """Return the preconditioner for features f' with f = M f'."""
         return replace(self, change=change if self.change is None else self.change @ change)
+
+    def state(self) -> dict[str, Any]:
+        """Return it as plain data and arrays."""
+        change = {} if self.change is None else {"change": self.change}
+        return {"kind": type(self.inverse).__name__, "arrays": self.inverse.arrays(), "whole": self.whole,
+                "patience": self.patience, **change}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Preconditioner:
+        """Return the preconditioner of a :meth:`state`."""
+        inverse = _INVERSES[state["kind"]](**state["arrays"])
+        return cls(inverse, state["whole"], state.get("change"), state["patience"])
 
     def used(self, iterations: int) -> None:
         """Note the iterations of the first direction: parts of the Hessian alone are not as good."""
@@ -125,24 +144,18 @@ def _whole_hessian(problem: Regularised, hessians: np.ndarray, active: np.ndarra
     L = scipy.linalg.cholesky(whole.reshape(classes * count, -1).T, lower=True, overwrite_a=True, check_finite=False)
     # L^-T L^-1 stays positive definite in floating point, and products are faster than substitutions.
     (trtri,) = scipy.linalg.get_lapack_funcs(("trtri",), (L,))
-    (trmv,) = scipy.linalg.get_blas_funcs(("trmv",), (L,))
     inverted, info = trtri(L, lower=1, overwrite_c=1)
     if info:
         raise np.linalg.LinAlgError(f"its factor has a zero on the diagonal, number {info}")
 
-    def inverse(x: np.ndarray) -> np.ndarray:
-        half = trmv(inverted, x.T.astype(kind).ravel(), lower=1, overwrite_x=1)
-        return trmv(inverted, half, lower=1, trans=1, overwrite_x=1).reshape(classes, count).T.astype(float)
-
-    return inverse
+    return _Whole(inverted)
 
 
 def _averaged_block(problem: Regularised, curvature: np.ndarray) -> Inverse:
     F = np.vstack([problem.features.values, np.ones(curvature.size)])
     block = (F * curvature) @ F.T
     problem.comm.Allreduce(MPI.IN_PLACE, block)
-    factor = scipy.linalg.cho_factor(block + problem.penalty_matrix(), overwrite_a=True)
-    return lambda x: scipy.linalg.cho_solve(factor, x, check_finite=False)
+    return _Averaged(scipy.linalg.cho_factor(block + problem.penalty_matrix(), overwrite_a=True)[0])
 
 
 def _sparse(problem: Regularised, curvature: np.ndarray) -> Inverse:
@@ -151,6 +164,51 @@ def _sparse(problem: Regularised, curvature: np.ndarray) -> Inverse:
     problem.comm.Allreduce(MPI.IN_PLACE, diagonal)
     diagonal[-1] += problem.ridge
     copies = F.shape[0] // problem.regulariser.shape[0]
-    matrix = sp.kron(problem.regulariser, sp.identity(copies)) + sp.diags(diagonal[:-1])
-    factor = scipy.sparse.linalg.splu(matrix.tocsc())
-    return lambda x: np.vstack([factor.solve(np.ascontiguousarray(x[:-1])), x[-1:] / diagonal[-1]])
+    matrix = (sp.kron(problem.regulariser, sp.identity(copies)) + sp.diags(diagonal[:-1])).tocsc()
+    return _Sparse(matrix.data, matrix.indices, matrix.indptr, diagonal[-1:])
+
+
+class _Whole:
+    r"""By the inverse :math:`L^{-1}` of the Hessian's factor."""
+
+    def __init__(self, inverted: np.ndarray):
+        self._inverted = np.asfortranarray(inverted)
+        (self._trmv,) = scipy.linalg.get_blas_funcs(("trmv",), (self._inverted,))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        L, trmv = self._inverted, self._trmv
+        half = trmv(L, x.T.astype(L.dtype).ravel(), lower=1, overwrite_x=1)
+        return trmv(L, half, lower=1, trans=1, overwrite_x=1).reshape(x.shape[1], x.shape[0]).T.astype(float)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"inverted": self._inverted}
+
+
+class _Averaged:
+    """By the factor of a block that all classes share."""
+
+    def __init__(self, factor: np.ndarray):
+        self._factor = np.asfortranarray(factor)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return scipy.linalg.cho_solve((self._factor, False), x, check_finite=False)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"factor": self._factor}
+
+
+class _Sparse:
+    """By a sparse matrix for the features, and a number for the row of ones."""
+
+    def __init__(self, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, last: np.ndarray):
+        self._parts = {"data": data, "indices": indices, "indptr": indptr, "last": last}
+        self._factor = scipy.sparse.linalg.splu(sp.csc_matrix((data, indices, indptr)))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return np.vstack([self._factor.solve(np.ascontiguousarray(x[:-1])), x[-1:] / self._parts["last"]])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return self._parts
+
+
+_INVERSES: dict[str, Any] = {kind.__name__: kind for kind in (_Whole, _Averaged, _Sparse)}
