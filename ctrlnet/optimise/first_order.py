@@ -130,7 +130,7 @@ class FirstOrder:
                     if at.recorded < at.passes or not course.history.iterations:
                         self._record_if_due(at, total)
                     course.history.reason = course.reason_to_stop()
-                    self._keep(at, now=course.history.reason not in (None, "interrupted"))
+                    self._keep(at, now=course.history.reason is not None)
                     if course.history.reason is not None:
                         break
                     at.begin(self.rng.permutation(len(self.functional.problem.average.sample)))
@@ -139,8 +139,10 @@ class FirstOrder:
                 except EvaluationError:
                     at.go_back(self.rule)
                     whole = True
-                if not whole:  # interrupted: what was learned since the pass before counts too
+                if not whole:  # what was learned since the pass before counts too
                     self._record(at.x, at.rate * self.schedule(at.passes / total), at.passes)
+                    course.history.reason = "interrupted"
+                    break
                 at.end()
         return self.coordinates.functions(course.best)
 

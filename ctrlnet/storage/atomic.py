@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["WriteError", "written_whole"]
+__all__ = ["WriteError", "try_to_write", "written_whole"]
 
 
 class WriteError(OSError):
@@ -73,6 +73,18 @@ def written_whole(path: str | os.PathLike, comm: MPI.Comm | None = None, keep: i
             raise failure
         raise WriteError(f"{path} was not written: " + "; ".join(f"rank {r}: {text}" for r, text in failed.items()))
     _on_root(comm, lambda: _finished(part, target, keep))
+
+
+def try_to_write(path: str | os.PathLike, comm: MPI.Comm | None = None) -> None:
+    """Raise the OSError that :func:`written_whole` would raise at its start. Collective."""
+    def tried() -> None:
+        part = _begun(Path(os.path.realpath(path)))
+        try:
+            part.write_bytes(bytes(4096))
+        finally:
+            part.unlink(missing_ok=True)
+
+    _on_root(comm, tried)
 
 
 def _on_root(comm: MPI.Comm | None, action: Callable[[], Any]) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctrlnet.storage.atomic import written_whole
+from ctrlnet.storage.atomic import try_to_write, written_whole
 from ctrlnet.storage.trees import on_all_ranks, read_tree, write_tree
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ class Checkpoint:
     resume
         Go on from the file, if there is one; else it is written over.
 
+    Attributes
+    ----------
+    spent, longest
+        Seconds that writing has taken in all, and the most that it took once.
+
     Raises
     ------
     ValueError
@@ -52,7 +57,8 @@ class Checkpoint:
     iterations: int | None = None
     resume: bool = False
     _last: float = field(default_factory=time.perf_counter, init=False, repr=False)
-    _took: float = field(default=0.0, init=False, repr=False)
+    spent: float = field(default=0.0, init=False, repr=False)
+    longest: float = field(default=0.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.seconds > 0 or (self.iterations is not None and not self.iterations >= 1):
@@ -63,13 +69,17 @@ class Checkpoint:
     def read(self, comm: MPI.Comm) -> dict[str, Any] | None:
         """Return what the file holds, on every rank; None where there is none, or no resumption is asked for.
 
-        Of a file that cannot be read, the one before it is taken, with a warning.
+        Of a file that cannot be read, the one before it is taken, with a warning. The folder is tried: it must take a
+        file.
 
         Raises
         ------
+        OSError
+            If no file can be written there.
         ValueError
             If neither can be read, or one is of a newer format.
         """
+        try_to_write(self.path, comm)
         return on_all_ranks(comm, self._newest) if self.resume else None
 
     def _newest(self) -> dict[str, Any] | None:
@@ -90,7 +100,7 @@ class Checkpoint:
         if self.iterations is not None:
             return iterations >= self.iterations
         passed = time.perf_counter() - self._last
-        return comm.bcast(passed >= max(self.seconds, self._took / _SHARE))
+        return comm.bcast(passed >= max(self.seconds, self.longest / _SHARE))
 
     def write(self, tree: Mapping[str, Any], comm: MPI.Comm, own: Mapping[str, Any] | None = None) -> None:
         """Write what to go on from, whole or not at all. Collective.
@@ -111,7 +121,8 @@ class Checkpoint:
                 ranks = {str(rank): part_of for rank, part_of in enumerate(parts)}
                 write_tree(part, _KIND, FORMAT, {**tree, "ranks": ranks}, mode="w")
         self._last = time.perf_counter()
-        self._took = self._last - began
+        self.spent += self._last - began
+        self.longest = max(self.longest, self._last - began)
 
 
 def checkpoint_of(given: Checkpoint | str | Path | None) -> Checkpoint | None:
