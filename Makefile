@@ -19,13 +19,14 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 
-.PHONY: help install demo test test-all bench lint doctor clean
+.PHONY: help install demo test test-all bench kill lint doctor clean
 
 help:
 	@echo 'make demo      learn handwritten digits on three meshes in turn (ARGS="--help" lists its arguments)'
 	@echo 'make test      the tests, without the slow ones (ARGS="-k name" chooses)'
 	@echo 'make test-all  all tests'
 	@echo 'make bench     the speed of the propagation, beside PyTorch'
+	@echo 'make kill      trainings that are killed at random moments and go on (ARGS="--moments 50 --seed 0")'
 	@echo 'make lint      ruff, the plan of the house (tests/architecture.py), types (mypy)'
 	@echo 'make install   the set-up alone, which the targets above do first (PYTHON=... chooses the interpreter)'
 	@echo 'make doctor    versions, and one PDE on one and on two ranks: what is wrong, if something is'
@@ -46,6 +47,9 @@ test-all: install
 bench: install
 	@$(run) -c 'import torch' 2>/dev/null || $(pip) install --no-build-isolation -c .setup/constraints.txt -e '.[bench]'
 	@$(run) tests/benchmarks/bench_propagation.py $(ARGS)
+
+kill: install
+	@$(run) tests/kill.py $(ARGS)
 
 lint: install
 	@$(run) -m ruff check .

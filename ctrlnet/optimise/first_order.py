@@ -17,7 +17,7 @@ from ctrlnet.errors import EvaluationError
 from ctrlnet.objective.average import Average
 from ctrlnet.optimise.course import Accuracies, Callback, Course, Limits
 from ctrlnet.optimise.joint import JointFunctional
-from ctrlnet.optimise.journal import generator_states, set_generators
+from ctrlnet.optimise.journal import another_run, generator_states, numbering, set_generators
 from ctrlnet.optimise.update_rules import Adam, Step, UpdateRule
 from ctrlnet.storage.checkpoints import Checkpoint, checkpoint_of
 from ctrlnet.storage.columns import columns_of, rows_of
@@ -107,6 +107,7 @@ class FirstOrder:
         self._average: Average | None = None
         self._recorded = functional if recorded is None else functional.over(recorded)
         self._checkpoint, self._kept = checkpoint_of(checkpoint), 0
+        self._numbering = {} if checkpoint is None else numbering(functional.problem)
 
     @property
     def history(self) -> History:
@@ -180,7 +181,8 @@ class FirstOrder:
         x = self.coordinates.array([c.control for c in Enlist(self.functional.controls)])
         return {
             "controls": ", ".join(self.functional.names), "images": self.functional.images, "batch": self.batch,
-            "rule": str(self.rule), "rate": self.rate, "start": f"{zlib.crc32(x.tobytes()):08x}"}
+            "rule": str(self.rule), "rate": self.rate, "start": f"{zlib.crc32(x.tobytes()):08x}",
+            **self._numbering}
 
     @property
     def _generators(self) -> list[np.random.Generator]:
@@ -192,10 +194,7 @@ class FirstOrder:
         if found is None:
             return None
         if found["run"] != (mine := self._run()):
-            differ = [name for name in mine if found["run"].get(name) != mine[name]]
-            raise ValueError(
-                f"{self._checkpoint.path} is the checkpoint of another run: its {', '.join(differ)} differ. Give this "
-                "one another path, or start anew without resume.")
+            raise another_run(self._checkpoint, found["run"], mine)
         set_generators(self._generators, found["generators"])
         self.course.go_on(rows_of(Iteration, found["rows"]), found["best"], found["counts"], found["seconds"])
         at, step = found["place"], self.rule.start(found["place"]["x"].size)

@@ -15,11 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 from mpi4py import MPI
 
+from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.storage.checkpoints import Checkpoint
 from ctrlnet.storage.columns import columns_of, rows_of
 from ctrlnet.storage.history import Iteration
+from ctrlnet.storage.places import numbering_of
 
-__all__ = ["Journal", "Resumable", "generator_states", "set_generators"]
+__all__ = ["Journal", "Resumable", "another_run", "generator_states", "numbering", "set_generators"]
 
 State = Mapping[str, Any]
 Halves = tuple[State, State]  # what all ranks share, and what each has of its own
@@ -79,11 +81,8 @@ class Journal:
 
     def _open(self, found: Mapping[str, Any]) -> None:
         if found["run"] != self._run:
-            differ = [n for n in self._run if found["run"].get(n) != self._run[n]] or list(found["run"])
             assert self._checkpoint is not None
-            raise ValueError(
-                f"{self._checkpoint.path} is the checkpoint of another run: its {', '.join(differ)} differ. Give this "
-                "one another path, or start anew without resume.")
+            raise another_run(self._checkpoint, found["run"], self._run)
         sizes = found["sizes"]
         self._answers = np.split(found["answers"], np.cumsum(sizes)[:-1]) if len(sizes) else []
         mine = found["ranks"].get(str(self._comm.rank), {}) if len(found["ranks"]) == self._comm.size else {}
@@ -165,6 +164,23 @@ class Journal:
             self._comm,
             {"states": {n: s[1] for n, s in zip(names, self._states, strict=True)}, "tail": own})
         self._written = len(self._rows)
+
+
+def numbering(problem: TrainingProblem) -> dict[str, str]:
+    """Return what a run says of the order of its nodes, which its arrays and its round-off follow. Collective."""
+    spaces = {"network": problem.network.space, "readout": problem.readout.space}
+    return {"numbering on ranks": str(problem.average.comm.size)} | {
+        f"numbering of the {name}'s nodes": numbering_of(V) for name, V in spaces.items() if V.value_size == 1}
+
+
+def another_run(checkpoint: Checkpoint, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> ValueError:
+    """Return the error of a checkpoint that belongs to another run."""
+    differ = [name for name in ours if theirs.get(name) != ours[name]] or list(theirs)
+    how = "Give this one another path, or start anew without resume."
+    if all(name.startswith("numbering") for name in differ):
+        how = ("The mesh was split over ranks in another way; give as many ranks as before, and set "
+               "SCOTCH_DETERMINISTIC=1 in the environment, without which a mesh is not always split alike.")
+    return ValueError(f"{checkpoint.path} is the checkpoint of another run: its {', '.join(differ)} differ. {how}")
 
 
 def _sum(value: Any) -> Any:

@@ -35,7 +35,9 @@ def train_multiscale(
     callback: Callable[[int, Iteration], bool | None] | None = None, carry_secants: bool = False,
     checkpoint: Checkpoint | str | Path | None = None,
 ) -> list[LevelResult]:
-    """Train the levels from coarse to fine, each from what the one before learned.
+    """Train the levels from coarse to fine, each from what the one before learned; return the result of each.
+
+    After Ctrl-C or SIGTERM no further level is begun.
 
     Parameters
     ----------
@@ -85,6 +87,8 @@ def train_multiscale(
             make, problem, m, Limits(limits[number], relative_gradient),
             rng if number == len(problems) - 1 else None, schedule, callback=report, journal=journal)
         results.append(result)
+        if result.history.reason == "interrupted":
+            break
     return results
 
 

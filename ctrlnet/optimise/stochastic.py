@@ -21,7 +21,7 @@ from ctrlnet.controls import Controls
 from ctrlnet.errors import EvaluationError
 from ctrlnet.objective.average import Average
 from ctrlnet.optimise.course import Accuracies, Callback, Course, Limits
-from ctrlnet.optimise.journal import Journal
+from ctrlnet.optimise.journal import Journal, numbering
 from ctrlnet.optimise.projection import ProjectedFunctional
 from ctrlnet.optimise.tao import TaoOptimiser
 from ctrlnet.storage.checkpoints import Checkpoint, checkpoint_of
@@ -128,17 +128,24 @@ class StochasticOptimiser:
         self._make = TaoOptimiser if solver is None else solver
         self._optimiser: TaoOptimiser | None = None
         self._on_whole = Limits() if limits is None else limits
-        self._journal = journal or Journal(
-            checkpoint_of(checkpoint), functional.comm,
-            {"controls": ", ".join(functional.names), "images": functional.images, "schedule": str(self.schedule),
-             "start": np.concatenate([c.control.dat.data_ro.ravel() for c in functional.controls])},
-            [rng, *functional.problem.average.generators])
+        self._journal = journal or self._own_journal(checkpoint_of(checkpoint))
         self.course = Course(
             replace(self._on_whole, iterations=_UNLIMITED, relative_gradient=0.0), functional.work, functional.comm,
             callback, accuracies, self._journal)
         self.draws: list[Draw] = []
         self._drawn: Average | None = None
         self._tested: Average | None = None
+
+    def _own_journal(self, checkpoint: Checkpoint | None) -> Journal:
+        functional = self.functional
+        if checkpoint is None:
+            return Journal(None, functional.comm)
+        return Journal(
+            checkpoint, functional.comm,
+            {"controls": ", ".join(functional.names), "images": functional.images, "schedule": str(self.schedule),
+             "start": np.concatenate([c.control.dat.data_ro.ravel() for c in functional.controls]),
+             **numbering(functional.problem)},
+            [self.rng, *functional.problem.average.generators])
 
     @property
     def history(self) -> History:

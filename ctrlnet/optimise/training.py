@@ -15,7 +15,7 @@ from ctrlnet.objective.prediction import Prediction, Predicts
 from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.objective.work import Work
 from ctrlnet.optimise.course import Callback, Course, Limits
-from ctrlnet.optimise.journal import Journal
+from ctrlnet.optimise.journal import Journal, numbering
 from ctrlnet.optimise.projection import ProjectedFunctional
 from ctrlnet.optimise.stochastic import SampleSchedule, StochasticOptimiser
 from ctrlnet.optimise.tao import TaoOptimiser
@@ -99,12 +99,14 @@ def journal_of(
 ) -> Journal:
     """Return the journal of a training of some levels from a start on the first."""
     first = problems[0]
+    if checkpoint is None:
+        return Journal(None, first.average.comm)
     start = first.network.control_set.arrays(first.with_classifier(m))
     run = {
         "levels": len(problems), "images": [len(problem.average.sample) for problem in problems],
         "nodes": [problem.network.space.dim() for problem in problems],
         "steps": [problem.network.steps for problem in problems], "schedule": str(schedule),
-        **{f"start of {name}": values for name, values in start.items()}}
+        **{f"start of {name}": values for name, values in start.items()}, **numbering(problems[-1])}
     rngs = [] if rng is None else [rng]
     generators = [g for problem in problems for g in problem.average.generators]
     return Journal(checkpoint_of(checkpoint), first.average.comm, run, [*rngs, *generators])

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctrlnet.report.progress import LevelProgress, Progress
-from ctrlnet.report.results import write_results
+from ctrlnet.report.results import RESULTS, write_results
 from ctrlnet.report.tables import Column, Table
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from ctrlnet.storage.history import Iteration
+    from ctrlnet.storage.checkpoints import Checkpoint
+    from ctrlnet.storage.history import History, Iteration
 
 __all__ = ["Run"]
 
@@ -25,6 +27,10 @@ Result = TypeVar("Result")
 
 class Run:
     """The words, bars, tables and figures of a script: rank 0 prints and writes, the others keep silent.
+
+    The folder is made, and a file in it tried, at once: a script that could not leave its results ends with exit status
+    2 before it computes anything. One that was interrupted ends with 130, one that could not write or draw everything
+    with 1; what there is, is on disk in any case.
 
     Parameters
     ----------
@@ -52,6 +58,54 @@ class Run:
         self.root, self.ranks = self.comm.rank == 0, self.comm.size
         self.settings, self.folder = vars(arguments), Path(arguments.output)
         self.figures: dict[str, float] = {}
+        self._missing: list[str] = []  # what could not be drawn or written, on rank 0
+        self._try_folder()
+
+    def _try_folder(self) -> None:
+        from ctrlnet.storage.atomic import on_root, try_to_write  # here, because its room imports Firedrake
+
+        try:
+            on_root(self.comm, lambda: self.folder.mkdir(parents=True, exist_ok=True))
+            try_to_write(self.folder / RESULTS, self.comm)
+        except OSError as error:
+            if self.root:
+                print(f"The results cannot be written to {self.folder}: {error}. Give another folder by --output.",
+                      file=sys.stderr)
+            raise SystemExit(2) from error
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """Return what a training of this script goes on from, if the script is started again with ``--resume``.
+
+        Parameters
+        ----------
+        name
+            Of the training, a different one for each; what is no letter becomes an underscore in the file's name.
+        """
+        from ctrlnet.storage.atomic import on_root
+        from ctrlnet.storage.checkpoints import Checkpoint
+
+        folder = self.folder / "checkpoints"
+        on_root(self.comm, lambda: folder.mkdir(exist_ok=True))
+        plain = "".join(c if c.isalnum() or c in "-+." else "_" for c in name)
+        return Checkpoint(folder / f"{plain}.h5", seconds=self.settings["checkpoint"], resume=self.settings["resume"])
+
+    def trained(self, *histories: History) -> None:
+        """Say that trainings have ended; if one was interrupted, so does the script, with what there is on disk."""
+        if not any(history.reason == "interrupted" for history in histories):
+            return
+        self.say("\ninterrupted")
+        self._write(histories=[history.as_dict() for history in histories])
+        self.say(f"What was trained is in {self.folder}/checkpoints/, the figures so far in {self.folder}/{RESULTS}; "
+                 "--resume goes on.")
+        raise SystemExit(130)
+
+    def figure(self, name: str, plot: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        """Draw a figure by a function of :mod:`ctrlnet.report`, on rank 0; go on if it cannot be drawn."""
+        if self.root:
+            try:
+                plot(self.folder / name, *arguments, **options)
+            except Exception as error:
+                self._missing.append(f"{name} ({type(error).__name__}: {error})")
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -89,8 +143,23 @@ class Run:
         os.sched_setaffinity(0, cores)
         return self.comm.bcast(result)
 
-    def finish(self, said: str = "Figures and results.json", **extra: Any) -> Path:
-        """Write figures, settings, versions and further plain data to ``results.json``; say where."""
-        path = write_results(self.folder, self.figures, self.settings, self.comm, **extra)
+    def _write(self, **extra: Any) -> None:
+        try:
+            write_results(self.folder, self.figures, self.settings, self.comm, **extra)
+        except OSError as error:
+            self._missing.append(f"{RESULTS} ({error})")
+
+    def finish(self, said: str = "Figures and results.json", **extra: Any) -> None:
+        """Write figures, settings, versions and further plain data to ``results.json``; say where.
+
+        Raises
+        ------
+        SystemExit
+            With status 1, if a figure could not be drawn or the results not written.
+        """
+        self._write(**extra)
         self.say(f"{said}: {self.folder}/")
-        return path
+        missing = self.comm.bcast(self._missing)
+        if missing:
+            self.say(f"Not written: {'; '.join(missing)}")
+            raise SystemExit(1)

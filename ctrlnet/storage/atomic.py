@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["WriteError", "try_to_write", "written_whole"]
+__all__ = ["WriteError", "on_root", "try_to_write", "written_whole"]
 
 
 class WriteError(OSError):
@@ -58,7 +58,7 @@ def written_whole(path: str | os.PathLike, comm: MPI.Comm | None = None, keep: i
     if keep < 1:
         raise ValueError(f"At least one version of a file is kept, received keep={keep!r}.")
     target = Path(os.path.realpath(path))
-    part = _on_root(comm, lambda: _begun(target))
+    part = on_root(comm, lambda: _begun(target))
     failure: BaseException | None = None
     try:
         yield part
@@ -72,7 +72,7 @@ def written_whole(path: str | os.PathLike, comm: MPI.Comm | None = None, keep: i
         if failure is not None:
             raise failure
         raise WriteError(f"{path} was not written: " + "; ".join(f"rank {r}: {text}" for r, text in failed.items()))
-    _on_root(comm, lambda: _finished(part, target, keep))
+    on_root(comm, lambda: _finished(part, target, keep))
 
 
 def try_to_write(path: str | os.PathLike, comm: MPI.Comm | None = None) -> None:
@@ -84,11 +84,11 @@ def try_to_write(path: str | os.PathLike, comm: MPI.Comm | None = None) -> None:
         finally:
             part.unlink(missing_ok=True)
 
-    _on_root(comm, tried)
+    on_root(comm, tried)
 
 
-def _on_root(comm: MPI.Comm | None, action: Callable[[], Any]) -> Any:
-    """Return on every rank what rank 0 gets from an action, or raise what it raises."""
+def on_root(comm: MPI.Comm | None, action: Callable[[], Any]) -> Any:
+    """Return on every rank what rank 0 gets from an action, or raise what it raises. Collective."""
     if comm is None:
         return action()
     outcome, error = None, None

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctrlnet.storage.atomic import try_to_write, written_whole
-from ctrlnet.storage.trees import on_all_ranks, read_tree, write_tree
+from ctrlnet.storage.atomic import on_root, try_to_write, written_whole
+from ctrlnet.storage.trees import read_tree, write_tree
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -80,7 +80,7 @@ class Checkpoint:
             If neither can be read, or one is of a newer format.
         """
         try_to_write(self.path, comm)
-        return on_all_ranks(comm, self._newest) if self.resume else None
+        return on_root(comm, self._newest) if self.resume else None
 
     def _newest(self) -> dict[str, Any] | None:
         path = Path(self.path)
@@ -103,7 +103,9 @@ class Checkpoint:
         return comm.bcast(passed >= max(self.seconds, self.longest / _SHARE))
 
     def write(self, tree: Mapping[str, Any], comm: MPI.Comm, own: Mapping[str, Any] | None = None) -> None:
-        """Write what to go on from, whole or not at all. Collective.
+        """Write what to go on from, whole or not at all; warn if it cannot be written. Collective.
+
+        A full disk is no reason to lose the training: it goes on, and the file before stays.
 
         Parameters
         ----------
@@ -116,10 +118,15 @@ class Checkpoint:
         """
         began = time.perf_counter()
         parts = comm.gather({} if own is None else own)
-        with written_whole(self.path, comm, keep=2) as part:
+        try:
+            with written_whole(self.path, comm, keep=2) as part:
+                if comm.rank == 0:
+                    ranks = {str(rank): part_of for rank, part_of in enumerate(parts)}
+                    write_tree(part, _KIND, FORMAT, {**tree, "ranks": ranks}, mode="w")
+        except OSError as error:
             if comm.rank == 0:
-                ranks = {str(rank): part_of for rank, part_of in enumerate(parts)}
-                write_tree(part, _KIND, FORMAT, {**tree, "ranks": ranks}, mode="w")
+                warnings.warn(f"The checkpoint {self.path} could not be written ({error}); the training goes on.",
+                              stacklevel=2)
         self._last = time.perf_counter()
         self.spent += self._last - began
         self.longest = max(self.longest, self._last - began)

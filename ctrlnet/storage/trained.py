@@ -24,13 +24,13 @@ from ctrlnet.objective.prediction import Prediction, Predicts
 from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.objective.readout import Readout
 from ctrlnet.operators.assembled import Operators
-from ctrlnet.storage.atomic import written_whole
+from ctrlnet.storage.atomic import on_root, written_whole
 from ctrlnet.storage.columns import columns_of, rows_of
 from ctrlnet.storage.descriptions import Reader, described
 from ctrlnet.storage.history import History, Iteration
 from ctrlnet.storage.meshes import StoredMeshes, made_meshes, named_space, space_named
 from ctrlnet.storage.places import matching, places_of
-from ctrlnet.storage.trees import on_all_ranks, read_tree, write_tree
+from ctrlnet.storage.trees import read_tree, write_tree
 from ctrlnet.storage.versions import versions
 
 __all__ = ["FORMAT", "Trained", "load", "load_controls", "save"]
@@ -168,7 +168,7 @@ class _Content:
 
 def _read(path: str | Path, comm: MPI.Comm) -> _Content:
     """Return a file's content on every rank; raise the same on every rank."""
-    tree = on_all_ranks(comm, lambda: read_tree(path, _KIND, FORMAT))
+    tree = on_root(comm, lambda: read_tree(path, _KIND, FORMAT))
     return _Content(json.loads(tree["description"]), *(tree[name] for name in ("controls", "places", "history")))
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import h5py
 import numpy as np
-from mpi4py import MPI
 
-__all__ = ["on_all_ranks", "read_tree", "write_tree"]
+__all__ = ["read_tree", "write_tree"]
 
 _FOLDER = "ctrlnet"
 _PLAIN = "plain"  # what is no array, as JSON
-
-Found = TypeVar("Found")
 
 
 def write_tree(path: str | Path, kind: str, version: int, tree: Mapping[str, Any], mode: str = "a") -> None:
@@ -33,10 +30,13 @@ def write_tree(path: str | Path, kind: str, version: int, tree: Mapping[str, Any
     mode
         h5py's: ``"w"`` for a new file.
     """
-    with h5py.File(path, mode) as file:
-        group = file.create_group(_FOLDER)
-        group.attrs["kind"], group.attrs["format"] = kind, version
-        _write(group, tree)
+    try:
+        with h5py.File(path, mode) as file:
+            group = file.create_group(_FOLDER)
+            group.attrs["kind"], group.attrs["format"] = kind, version
+            _write(group, tree)
+    except RuntimeError as error:  # HDF5's, of a full disk for example
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 def _write(group: h5py.Group, tree: Mapping[str, Any]) -> None:
@@ -95,17 +95,3 @@ def _read(group: h5py.Group) -> dict[str, Any]:
         if name != _PLAIN:
             tree[name] = _read(entry) if isinstance(entry, h5py.Group) else entry[()]
     return tree
-
-
-def on_all_ranks(comm: MPI.Comm, read: Callable[[], Found]) -> Found:
-    """Return on every rank what the first one reads, or raise what it raises."""
-    outcome: Any = None
-    if comm.rank == 0:
-        try:
-            outcome = True, read()
-        except Exception as error:
-            outcome = False, error
-    fine, found = comm.bcast(outcome)
-    if not fine:
-        raise found
-    return found

@@ -83,8 +83,10 @@ def train_network(family, title, views, start, seed, epochs, rate):
             JointFunctional(problem, start), rng, Adam(second=0.99), rate=rate, schedule=warm_cosine_rate,
             batch=min(arguments.batch, len(train)), limits=Limits(iterations=epochs),
             coordinates=problem.coordinates(weights_matrix=size**2 * np.eye(family.readout.space.dim())), callback=bar,
-            recorded=family.average_of_views(few, views, work))
-        return solver.solve(), solver.history, work
+            recorded=family.average_of_views(few, views, work), checkpoint=run.checkpoint(title))
+        found = solver.solve()
+    run.trained(solver.history)
+    return found, solver.history, work
 
 
 def predicted(average, found):
@@ -144,9 +146,7 @@ def outcome(seed):
         course[network] = dict(
             seconds=time.perf_counter() - began, loss=history.last.loss,
             work=work.units(len(train), family.operators.nodes, arguments.layers))
-        if run.root:  # what was trained can be used without training it again
-            run.folder.mkdir(parents=True, exist_ok=True)
-            np.savez(run.folder / f"{network}_seed{seed}.npz", *(f.dat.data_ro for f in found[:2]))
+        cn.save(run.folder / f"{network}_seed{seed}.h5", family.problem(train), found, history)
         ways = {"rediscretised": lambda mesh, on=family, m=found: predicted(on.average(test, mesh), m)}
         ways |= elsewhere(network, found, seed) if network in OWN else {}
         for method, way in ways.items():
@@ -179,15 +179,17 @@ run.figures |= {f"{what}_{network}": float(np.mean([o[1][network][what] for o in
                 for network in arguments.networks for what in ("seconds", "work", "loss")}
 
 classes = outcomes[0][0]
-if run.root:
-    matrices = {f"{network} at {n}x{n}, {method}": confusion(test.labels, classes[network, method][n], 10)
+def confusions():
+    return {f"{network} at {n}x{n}, {method}": confusion(test.labels, classes[network, method][n], 10)
                 for network in arguments.networks if network in OWN for n in MESHES if n != OWN[network]
                 for method in (m for owner, m in classes if owner == network)}
-    if matrices:
-        plot_confusion(run.folder / "confusion.png", matrices, columns=5)
-    guesses, coarse = classes[arguments.networks[-1], "rediscretised"][7], test.averaged(4)
-    shown = np.concatenate([np.flatnonzero(guesses == test.labels)[:20], np.flatnonzero(guesses != test.labels)[:20]])
-    plot_images(run.folder / "digits.png", coarse.images[shown], guesses[shown], test.labels[shown])
+
+
+matrices, guesses = confusions(), classes[arguments.networks[-1], "rediscretised"][7]
+if matrices:
+    run.figure("confusion.png", plot_confusion, matrices, columns=5)
+shown = np.concatenate([np.flatnonzero(guesses == test.labels)[:20], np.flatnonzero(guesses != test.labels)[:20]])
+run.figure("digits.png", plot_images, test.averaged(4).images[shown], guesses[shown], test.labels[shown])
 run.say("")
 run.finish(seeds=[
     {" ".join(way): {n: accuracy(c, n) for n in c} for way, c in o[0].items()} | o[1] for o in outcomes])

@@ -43,6 +43,10 @@ class Family:
         """Return the average loss of a sample on a mesh, seen at the resolution of another one."""
         return cn.SampleAverage(self.readouts[mesh], sample, work=work, projection=pixels(mesh, seen))
 
+    def problem(self, sample):
+        """Return the training problem of a sample on 28x28 cells, whose network is the one that files hold."""
+        return cn.TrainingProblem(self.readout, sample, control_size=1e-6, weights_gradient=1e-4, weights_size=1e-5)
+
     def average_of_views(self, sample, views, work=None, rng=None):
         """Return the mean over meshes and resolutions, (mesh, seen) -> share, of which mini-batches draw one."""
         chosen = {view: share for view, share in views.items() if share}

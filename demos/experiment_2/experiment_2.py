@@ -87,7 +87,9 @@ def newton(multilevel):
     chosen = range(len(levels)) if multilevel else [finest]
     results = cn.train_multiscale(
         [problem(k, few, work, operators.norms) for k in chosen], start,
-        iterations=arguments.iterations if multilevel else [arguments.fine_iterations], carry_secants=True)
+        iterations=arguments.iterations if multilevel else [arguments.fine_iterations], carry_secants=True,
+        checkpoint=run.checkpoint(f"newton {'multilevel' if multilevel else 'fine'}"))
+    run.trained(*(result.history for result in results))
     seconds, points = 0.0, []
     for level, result in zip(chosen, results, strict=True):
         points += [(level, i.work / (len(few) * image), seconds + i.seconds, i.objective)
@@ -114,8 +116,9 @@ def adam(multilevel):
             batch=min(arguments.batch, len(train)), limits=Limits(iterations=epochs),
             recorded=cn.SampleAverage(readouts[level], on_level(few, level), work=work, ensemble=ensemble),
             coordinates=at.coordinates(weights_matrix=size**2 * np.eye(readout_space.dim())),
-            accuracies=judge)
+            accuracies=judge, checkpoint=run.checkpoint(f"adam {'multilevel' if multilevel else 'fine'} {level}"))
         found = solver.solve()
+        run.trained(solver.history)
         points += [(level, i.work / (len(train) * image), spent + i.seconds, i.accuracies["objective"],
                     i.accuracies["test"]) for i in solver.history.iterations]
         spent = points[-1][2]
@@ -193,6 +196,5 @@ run.say(f"\nWork to the fine mesh's final objective, multilevel over fine alone:
         f"Seconds to {target:g} %: {told(times['multilevel'])} multilevel, {told(times['fine'])} fine alone"
         + (f", {told(times['torch'])} PyTorch" if raced else "")
         + (f"; ratio {race:.2f}." if np.isfinite(race) else "."))
-if run.root:
-    plot_convergence(run.folder / "convergence.png", curves)
+run.figure("convergence.png", plot_convergence, curves)
 run.finish(histories=histories)

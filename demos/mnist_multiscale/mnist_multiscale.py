@@ -93,12 +93,15 @@ work = cn.Work()
 with run.level_progress(names, [steps_of(level) for level in range(len(spaces))]) as bars:
     results = cn.train_multiscale(
         [problem(level, work) for level in range(len(spaces))], start, iterations=iterations, callback=bars,
-        **drawing())
+        checkpoint=run.checkpoint("levels"), **drawing())
+run.trained(*(r.history for r in results))
 
 # The finest mesh alone, from the same start, for the same work.
 with run.progress(f"{names[-1]} only", round(work.total / unit), position=lambda i: round(i.work / unit)) as bar:
     alone = cn.train_level(
-        problem(finest, cn.Work()), start, iterations=10**6, work_budget=work.total, callback=bar, **drawing())
+        problem(finest, cn.Work()), start, iterations=10**6, work_budget=work.total, callback=bar,
+        checkpoint=run.checkpoint("finest alone"), **drawing())
+run.trained(alone.history)
 
 # The linear reference: no layers, a classifier of the image itself with a field of full resolution.
 image_only = cn.ControlSpace(arguments.time, 1, operators[finest], features=1)
@@ -176,11 +179,10 @@ def curve(history):
     return [i.work / unit for i in whole], [i.objective for i in whole]
 
 
-if run.root:
-    plot_convergence(run.folder / "convergence.png", {
-        "multiscale": [curve(r.history) for r in results], f"{names[-1]} only": [curve(alone.history)]})
-    if stencils:
-        plot_stencils(run.folder / "stencils.png", stencils, [f"feature {i} to {o}" for o, i in shown])
-    plot_images(run.folder / "digits.png", test.images[:40], predicted[:40], test.labels[:40])
+run.figure("convergence.png", plot_convergence, {
+    "multiscale": [curve(r.history) for r in results], f"{names[-1]} only": [curve(alone.history)]})
+if stencils:
+    run.figure("stencils.png", plot_stencils, stencils, [f"feature {i} to {o}" for o, i in shown])
+run.figure("digits.png", plot_images, test.images[:40], predicted[:40], test.labels[:40])
 run.finish(histories={
     "multiscale": [r.history.as_dict() for r in results], "fine_only": alone.history.as_dict()})

@@ -47,8 +47,10 @@ def newton(cells, layers):
     functional = ProjectedFunctional(problem, m)
     optimiser = TaoOptimiser(
         functional, presets.TRUST_REGION, Limits(40, relative_gradient=1e-3), curvature="hessian", forcing=0.1,
-        coordinates=problem.coordinates(functional.names, time_scale=1.0))
+        coordinates=problem.coordinates(functional.names, time_scale=1.0),
+        checkpoint=run.checkpoint(f"{cells} cells {layers} layers"))
     optimiser.solve()
+    run.trained(optimiser.history)
     return optimiser.history
 
 

@@ -134,8 +134,9 @@ for name in chosen:
     make, budget = METHODS[name]
     with run.progress(name, round(budget), shown="objective", label="F", unit="WU", width=18,
                       position=lambda i: round(i.work / unit)) as bar:
-        method = make(callback=bar, accuracies=accuracies)
+        method = make(callback=bar, accuracies=accuracies, checkpoint=run.checkpoint(name))
         found = method.solve()
+    run.trained(method.history)
     histories[name] = method.history
     inner[name] = getattr(method.functional, "inner_seconds", 0.0)
     final[name] = tested.accuracy(*problem.point(method.functional.all_controls(found)))
@@ -183,11 +184,9 @@ def curves(column, abscissa):
             for name, history in histories.items() if whole(history)}
 
 
-if run.root:
-    for axis, abscissa in (("work units", lambda i: i.work / unit), ("seconds", lambda i: i.seconds)):
-        for title, name, column in (
-                ("training objective", "objective", lambda i: i.objective),
-                ("test error in %", "test_error", lambda i: 100 * (1 - i.accuracies["test"]) + 0.01)):
-            path = run.folder / f"{name}_{axis.replace(' ', '_')}.png"
-            plot_convergence(path, curves(column, abscissa), axis, title)
+for axis, abscissa in (("work units", lambda i: i.work / unit), ("seconds", lambda i: i.seconds)):
+    for title, name, column in (
+            ("training objective", "objective", lambda i: i.objective),
+            ("test error in %", "test_error", lambda i: 100 * (1 - i.accuracies["test"]) + 0.01)):
+        run.figure(f"{name}_{axis.replace(' ', '_')}.png", plot_convergence, curves(column, abscissa), axis, title)
 run.finish(histories={name: history.as_dict() for name, history in histories.items()})

@@ -70,7 +70,8 @@ began = time.perf_counter()
 with run.progress("training", shown="objective") as bar:
     trained = cn.train_level(
         problem, problem.controls(np.random.default_rng(arguments.seed), 0.3), iterations=arguments.iterations,
-        rng=np.random.default_rng(arguments.seed), callback=bar)
+        rng=np.random.default_rng(arguments.seed), callback=bar, checkpoint=run.checkpoint("training"))
+run.trained(trained.history)
 run.figures |= {"seconds_training": time.perf_counter() - began, "objective": trained.history.last.objective,
                 "train_accuracy": 100 * problem.accuracy(train, trained.controls)}
 
@@ -188,13 +189,12 @@ def curves(name):
     return {s: (p, [results[s, n][name] for n in p]) for s, p in places.items() if p}
 
 
-if run.root:
-    plot_panels(run.folder / "resolution.png", [
-        Panel("accuracy on test images", "cells along a side", "%", curves("accuracy")),
-        Panel("distance of Y(T) to the finest mesh", "cells along a side", "relative, L2", curves("difference"), True),
-        Panel("cost of a step", "cells along a side", "ns for a node of an image", curves("nanoseconds"), True),
-        Panel(f"the same controls, {TRAINED}x{TRAINED} cells", "layers", "%", {
-            s: (depths, [figures[f"accuracy_{s}_{layers}_layers"] for layers in depths]) for s in SCHEMES}),
-    ])
-    plot_fields(run.folder / "states.png", pictures, columns=max(1, len(pictures) // 2))
+run.figure("resolution.png", plot_panels, [
+    Panel("accuracy on test images", "cells along a side", "%", curves("accuracy")),
+    Panel("distance of Y(T) to the finest mesh", "cells along a side", "relative, L2", curves("difference"), True),
+    Panel("cost of a step", "cells along a side", "ns for a node of an image", curves("nanoseconds"), True),
+    Panel(f"the same controls, {TRAINED}x{TRAINED} cells", "layers", "%", {
+        s: (depths, [figures[f"accuracy_{s}_{layers}_layers"] for layers in depths]) for s in SCHEMES}),
+])
+run.figure("states.png", plot_fields, pictures, columns=max(1, len(pictures) // 2))
 run.finish("\nFigures and results.json")

@@ -38,6 +38,7 @@ if max(arguments.levels + arguments.tested) > 7:
 import numpy as np
 from globe import Globe, gathered
 
+import ctrlnet as cn
 from ctrlnet.fields import AugmentedSample, Shift, digit_samples
 from ctrlnet.objective import Prediction
 from ctrlnet.optimise import Adam, FirstOrder, JointFunctional, Limits
@@ -65,8 +66,10 @@ def trained(seed):
             JointFunctional(problem, start), rng, Adam(second=0.99), rate=arguments.rate, schedule=warm_cosine_rate,
             batch=min(arguments.batch, len(train)), limits=Limits(iterations=arguments.epochs),
             coordinates=problem.coordinates(weights_matrix=globe.weights_matrix), callback=bar,
-            recorded=globe.mean(few, arguments.levels, arguments.shares))
+            recorded=globe.mean(few, arguments.levels, arguments.shares), checkpoint=run.checkpoint(f"seed {seed}"))
         found = solver.solve()
+    run.trained(solver.history)
+    cn.save(run.folder / f"seed{seed}.h5", problem, found, solver.history)
     return problem, found, time.perf_counter() - began
 
 
@@ -113,7 +116,6 @@ states = Prediction(
 shown = [states[k] for k in sorted({0, len(states) // 2, len(states) - 1})]
 places, fields = gathered(globe.space(finest), {
     f"Y{c}, t = {state.time:.1f}": Y for state in shown for c, Y in enumerate(state.features[:4])})
-if run.root:
-    plot_globes(run.folder / "globe.png", places, fields, columns=min(4, arguments.features))
+run.figure("globe.png", plot_globes, places, fields, columns=min(4, arguments.features))
 run.say("")
 run.finish(seeds=outcomes)

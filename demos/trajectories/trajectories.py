@@ -99,7 +99,9 @@ run.say(f"{len(train)} training and {len(test)} test images, {arguments.features
         f"{run.ranks} rank(s)")
 start = controls.random(np.random.default_rng(arguments.seed), 0.1)
 with run.progress("training", shown="objective") as bar:
-    result = cn.train_level(problem, start, iterations=arguments.iterations, callback=bar)
+    result = cn.train_level(
+        problem, start, iterations=arguments.iterations, callback=bar, checkpoint=run.checkpoint("training"))
+run.trained(result.history)
 courses = {"before training": course(update_classifier(problem, start)[0]),
            "after training": course(result.controls)}
 
@@ -134,8 +136,7 @@ def draw(axes, paths, labels):
     axes.legend(title="mean of", fontsize=8)
 
 
-if run.root:
-    run.folder.mkdir(parents=True, exist_ok=True)
+def draw_all(path):
     figure = Figure(figsize=(13.0, 4.2), layout="constrained")
     *panels, last = figure.subplots(1, 3)
     for axes, (title, (paths, labels, values, share)) in zip(panels, courses.items(), strict=True):
@@ -148,6 +149,9 @@ if run.root:
     last.grid(alpha=0.3)
     last.legend(fontsize=8)
     FigureCanvasAgg(figure)
-    figure.savefig(run.folder / "trajectories.png", dpi=150)
+    figure.savefig(path, dpi=150)
+
+
+run.figure("trajectories.png", draw_all)
 run.finish("Figure (squares: t = 0, discs: t = T) and results.json",
            separation={title: values for title, (_, _, values, _) in courses.items()})

@@ -78,7 +78,10 @@ run.say(f"{len(train)} training and {len(test)} test images, {arguments.features
         f"{tableau}, {run.ranks} rank(s)\n")
 began = time.perf_counter()
 with run.level_progress(names, iterations, width=8) as bars:
-    results = cn.train_multiscale(problems, controls.random(rng, scale=0.05), iterations=iterations, callback=bars)
+    results = cn.train_multiscale(
+        problems, controls.random(rng, scale=0.05), iterations=iterations, callback=bars,
+        checkpoint=run.checkpoint("levels"))
+run.trained(*(result.history for result in results))
 run.figures["seconds"] = time.perf_counter() - began
 
 # A classifier of the image itself, without layers, to compare with.
@@ -118,10 +121,9 @@ sweep.forward(layers, network.step_sizes, trajectory)
 states = np.stack([
     as_picture(network.space, np.stack([part[..., 0] for part in trajectory.complete(k)], axis=-1).copy())
     for k in range(network.steps + 1)])
-if run.root:
-    plot_convergence(run.folder / "convergence.png", {
-        name: [([i.number for i in result.history.iterations], result.history.column("objective"))]
-        for name, result in zip(names, results, strict=True)}, xlabel="iterations")
+
+
+def draw_states(path):
     figure = Figure(figsize=(1.4 * (network.steps + 1), 2.9 * network.features), layout="constrained")
     axes = figure.subplots(2 * network.features, network.steps + 1, squeeze=False)
     for feature in range(network.features):
@@ -135,5 +137,11 @@ if run.root:
                     axis.set_title(f"t = {k * arguments.time / network.steps:.2f}", fontsize=8)
             axes[2 * feature + part, 0].set_ylabel(f"{name}, feature {feature}", fontsize=8)
     FigureCanvasAgg(figure)
-    figure.savefig(run.folder / "excitation.png", dpi=120)
+    figure.savefig(path, dpi=120)
+
+
+run.figure("convergence.png", plot_convergence, {
+    name: [([i.number for i in result.history.iterations], result.history.column("objective"))]
+    for name, result in zip(names, results, strict=True)}, xlabel="iterations")
+run.figure("excitation.png", draw_states)
 run.finish(histories={name: r.history.as_dict() for name, r in zip(names, results, strict=True)})

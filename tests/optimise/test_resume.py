@@ -5,7 +5,8 @@ import time
 
 import numpy as np
 import pytest
-from firedrake import COMM_WORLD
+from firedrake import COMM_SELF, COMM_WORLD
+from mpi4py import MPI
 from support.ranks import on_ranks
 from support.trainings import TRAININGS, problem_of
 
@@ -175,10 +176,21 @@ def test_an_interrupted_run_is_kept_and_goes_on(name, number, tmp_path, whole):
 
 @on_ranks
 def test_on_ranks(tmp_path):
-    path = COMM_WORLD.bcast(tmp_path)
-    for name in ("one level", "Adam", "trust region, Gauss-Newton"):
-        expected, _ = TRAININGS[name](problem_of())
+    path, problem = COMM_WORLD.bcast(tmp_path), problem_of()
+    for name in ("one level", "Adam", "trust region, Gauss-Newton", "L-BFGS, joint"):
+        expected, _ = TRAININGS[name](problem)
         with pytest.raises(Death):
-            TRAININGS[name](problem_of(), checkpoint=Checkpoint(path / name, iterations=1), callback=dying_after(4))
-        found, _ = TRAININGS[name](problem_of(), checkpoint=Checkpoint(path / name, resume=True))
-        assert difference(found, expected) <= 1e-12, name
+            TRAININGS[name](problem, checkpoint=Checkpoint(path / name, iterations=1), callback=dying_after(4))
+        found, _ = TRAININGS[name](problem, checkpoint=Checkpoint(path / name, resume=True))
+        assert COMM_WORLD.allreduce(difference(found, expected), op=MPI.MAX) <= 1e-12, name
+
+
+@pytest.mark.parallel(nprocs=[2])
+def test_another_number_of_ranks_is_refused(tmp_path):
+    path = COMM_WORLD.bcast(tmp_path) / "run.h5"
+    alone = TRAININGS["one level"]
+    if COMM_WORLD.rank == 0:
+        alone(problem_of(comm=COMM_SELF), iterations=2, checkpoint=path)
+    COMM_WORLD.barrier()
+    with pytest.raises(ValueError, match="numbering on ranks.*SCOTCH_DETERMINISTIC"):
+        alone(problem_of(), checkpoint=Checkpoint(path, resume=True))

@@ -1,6 +1,7 @@
 """One small training of every kind, started or gone on with: what resumption is held against."""
 
 import numpy as np
+from firedrake import COMM_WORLD
 
 import ctrlnet as cn
 from ctrlnet.fields import AugmentedSample, Shift
@@ -104,8 +105,8 @@ TRAININGS = {
 }
 
 
-def problem_of(count=60):
-    network = small_network()
+def problem_of(count=60, comm=COMM_WORLD):
+    network = small_network(comm=comm)
     network = cn.Network(
         network.operators, cn.ControlSpace(1.5, 3, network.operators, 2, refinements=1))
     return small_problem(network=network, count=count)
