@@ -42,7 +42,8 @@ def command(name: str, ranks: int, folder: Path, resume: bool) -> list[str]:
 def start(name: str, ranks: int, folder: Path, resume: bool = False) -> subprocess.Popen:
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "SCOTCH_DETERMINISTIC": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     return subprocess.Popen(
         command(name, ranks, folder, resume), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -14,6 +14,7 @@ from pyadjoint.enlisting import Enlist
 
 from ctrlnet.controls import Controls, Coordinates
 from ctrlnet.optimise.course import Accuracies, Callback, Course, Limits
+from ctrlnet.optimise.digits import same_digits
 from ctrlnet.optimise.evaluation import Evaluation
 from ctrlnet.optimise.functional import Functional
 from ctrlnet.optimise.journal import Halves, Journal, State, numbering
@@ -120,7 +121,8 @@ class TaoOptimiser:
         self._raised: BaseException | None = None
         self._evaluation = Evaluation(functional, self.coordinates, self.course)
         self._settings = dict(parameters), options_prefix
-        self._create(*self._settings)
+        with same_digits():
+            self._create(*self._settings)
         self._continues = False
 
     @property
@@ -291,7 +293,8 @@ class TaoOptimiser:
         if self._continues:
             if np.abs(x - self._x.array_r).max() <= 1e-12 * np.abs(x).max():
                 return
-            self._create(*self._settings)
+            with same_digits():
+                self._create(*self._settings)
         self._x.setArray(x)
 
     def solve(self) -> Controls:
@@ -310,7 +313,7 @@ class TaoOptimiser:
         self.course.journal.attend(self)
         self._start()
         self._evaluation.require(self._x.array_r)
-        with self.course, petsctools.inserted_options(self._tao):
+        with self.course, same_digits(), petsctools.inserted_options(self._tao):
             while True:
                 self._search()
                 self._offset, (value, x) = self.history.last.number, self._evaluation.least

@@ -1,7 +1,7 @@
 r"""By hand beside a library's, and a special form beside the general one: what a choice between them costs.
 
 * Preconditioned conjugate gradients for the classifier, by hand beside PETSc's KSP, which is used, and SciPy's ``cg``.
-* The L-BFGS of :class:`~ctrlnet.optimise.KrylovPreconditioner`, by hand, which is used, beside PETSc's matrix (LMVM).
+* The L-BFGS of :class:`~ctrlnet.optimise.KrylovPreconditioner`, by hand beside PETSc's matrix (LMVM), which is used.
 * The sweep of IMEX steps in the fused kernels beside the same steps operation by operation.
 
 Both sides are timed in turn in one run, by the processor time of this process on one thread; a figure is the median of
@@ -24,7 +24,6 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import petsctools
 import scipy.sparse.linalg
 from firedrake import COMM_SELF, FunctionSpace, RectangleMesh
 from petsc4py import PETSc
@@ -137,37 +136,23 @@ def compare_conjugate_gradients(comparison: Comparison) -> None:
 # The preconditioner of Newton's Krylov solves.
 
 
-class Lmvm:
-    """What :class:`~ctrlnet.optimise.KrylovPreconditioner` does, by PETSc's MATLMVMBFGS."""
+class TwoLoops:
+    """What :class:`~ctrlnet.optimise.KrylovPreconditioner` does, in NumPy alone: L-BFGS in two loops."""
 
     def __init__(self, base: Callable[[np.ndarray], np.ndarray], pairs: list[tuple[np.ndarray, np.ndarray]]):
         p, q = pairs[-1]
         self._base, self._factor = base, float(p @ q) / float(q @ base(q))
-        sizes = [p.size, p.size]
-        start = PETSc.Mat().createPython(sizes, context=self, comm=PETSc.COMM_SELF)
-        start.setUp()
-        self._matrix = out = PETSc.Mat().create(PETSc.COMM_SELF)
-        out.setType(PETSc.Mat.Type.LMVMBFGS)
-        out.setSizes(sizes)
-        petsctools.set_from_options(
-            out, parameters={"mat_lmvm_hist_size": len(pairs), "mat_lmvm_scale_type": "none", "mat_lmvm_eps": 0.0})
-        out.setUp()
-        out.setLMVMJ0(start)
-        x, f = start.createVecs()  # it takes differences of points and of gradients: sums of the pairs
-        out.updateLMVM(x, f)
-        for p, q in pairs:
-            x.array[:] += p / np.sqrt(p @ q)
-            f.array[:] += q / np.sqrt(p @ q)
-            out.updateLMVM(x, f)
+        self._pairs = [(p, q, float(p @ q)) for p, q in pairs]
 
-    def solve(self, _: PETSc.Mat, x: PETSc.Vec, y: PETSc.Vec) -> None:
-        y.setArray(self._factor * self._base(x.array_r))
-
-    def applied(self, x: np.ndarray) -> np.ndarray:
-        right = PETSc.Vec().createWithArray(x.copy(), comm=PETSc.COMM_SELF)
-        out = right.duplicate()
-        self._matrix.solve(right, out)
-        return out.array_r.copy()
+    def solve(self, x: np.ndarray) -> np.ndarray:
+        r, alphas = x.copy(), []
+        for p, q, pq in reversed(self._pairs):
+            alphas.append((p @ r) / pq)
+            r -= alphas[-1] * q
+        out = self._factor * self._base(r)
+        for (p, q, pq), alpha in zip(self._pairs, reversed(alphas), strict=True):
+            out += (alpha - (q @ out) / pq) * p
+        return out
 
 
 def pairs_of(H: Callable, solve: Callable, b: np.ndarray, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -201,14 +186,14 @@ def compare_preconditioners(comparison: Comparison) -> None:
             H = lambda x, U=U, scale=scale: scale * x + U @ (U.T @ x)  # noqa: E731
             for count in (5, 20):
                 pairs = pairs_of(H, base, rng.standard_normal(size), count)
-                ours = KrylovPreconditioner(base, 20)
+                library = KrylovPreconditioner(base, 20)
                 for pair in pairs:
-                    ours.saw(*pair)
-                ours.renew()
+                    library.saw(*pair)
+                library.renew()
                 x = rng.standard_normal(size)
                 comparison.line(
-                    f"L-BFGS by hand / LMVM: {size} unknowns, {count} pairs", partial(ours.solve, x),
-                    partial(Lmvm(base, pairs).applied, x))
+                    f"L-BFGS by hand / LMVM: {size} unknowns, {count} pairs", partial(TwoLoops(base, pairs).solve, x),
+                    partial(library.solve, x))
 
 
 # The fused sweep of IMEX steps.

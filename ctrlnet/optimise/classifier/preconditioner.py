@@ -81,7 +81,8 @@ class Preconditioner:
 
     def mapped(self, change: np.ndarray) -> Preconditioner:
         """Return the preconditioner for features f' with f = M f'."""
-        return replace(self, change=change if self.change is None else self.change @ change)
+        # In C order, as a file returns it: products in another one differ in their last digits.
+        return replace(self, change=np.ascontiguousarray(change if self.change is None else self.change @ change))
 
     def state(self) -> dict[str, Any]:
         """Return it as plain data and arrays."""
