@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["WriteError", "on_root", "try_to_write", "written_whole"]
+__all__ = ["WriteError", "on_root", "reserve", "try_to_write", "written_whole"]
+
+
+_BLOCK = 2**16
 
 
 class WriteError(OSError):
@@ -85,6 +88,16 @@ def try_to_write(path: str | os.PathLike, comm: MPI.Comm | None = None) -> None:
             part.unlink(missing_ok=True)
 
     on_root(comm, tried)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Raise an OSError if there is no room for so many bytes in a file that is about to be written."""
+    with open(path, "wb") as file:
+        for _ in range(size // _BLOCK + 1):
+            file.write(bytes(_BLOCK))
+        file.flush()
+        os.fsync(file.fileno())
+        file.truncate(0)
 
 
 def on_root(comm: MPI.Comm | None, action: Callable[[], Any]) -> Any:

@@ -122,7 +122,7 @@ class Checkpoint:
             with written_whole(self.path, comm, keep=2) as part:
                 if comm.rank == 0:
                     ranks = {str(rank): part_of for rank, part_of in enumerate(parts)}
-                    write_tree(part, _KIND, FORMAT, {**tree, "ranks": ranks}, mode="w")
+                    write_tree(part, _KIND, FORMAT, {**tree, "ranks": ranks})
         except OSError as error:
             if comm.rank == 0:
                 warnings.warn(f"The checkpoint {self.path} could not be written ({error}); the training goes on.",

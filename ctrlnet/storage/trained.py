@@ -24,7 +24,7 @@ from ctrlnet.objective.prediction import Prediction, Predicts
 from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.objective.readout import Readout
 from ctrlnet.operators.assembled import Operators
-from ctrlnet.storage.atomic import on_root, written_whole
+from ctrlnet.storage.atomic import on_root, reserve, written_whole
 from ctrlnet.storage.columns import columns_of, rows_of
 from ctrlnet.storage.descriptions import Reader, described
 from ctrlnet.storage.history import History, Iteration
@@ -138,11 +138,12 @@ def save(path: str | Path, problem: TrainingProblem, m: ControlsLike, history: H
     rows = {} if history is None else columns_of(history.iterations)
     comm = network.comm
     with stop_annotating(), written_whole(path, comm) as part:
+        on_root(comm, lambda: reserve(part, meshes.bytes))
         with CheckpointFile(str(part), "w", comm=comm) as file:
             meshes.write(file)
         if comm.rank == 0:
             write_tree(part, _KIND, FORMAT, {
-                "description": json.dumps(description), "controls": arrays, "places": places, "history": rows})
+                "description": json.dumps(description), "controls": arrays, "places": places, "history": rows}, "r+")
     return Path(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ _FOLDER = "ctrlnet"
 _PLAIN = "plain"  # what is no array, as JSON
 
 
-def write_tree(path: str | Path, kind: str, version: int, tree: Mapping[str, Any], mode: str = "a") -> None:
+def write_tree(path: str | Path, kind: str, version: int, tree: Mapping[str, Any], mode: str = "w") -> None:
     """Write a tree into a file, beside what else is in it.
 
     Parameters
@@ -28,15 +29,21 @@ def write_tree(path: str | Path, kind: str, version: int, tree: Mapping[str, Any
     tree
         Names without a slash -> arrays, trees, or texts, numbers, lists and None.
     mode
-        h5py's: ``"w"`` for a new file.
+        h5py's: ``"w"`` for a new file, ``"r+"`` for one that is there.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
     """
-    try:
-        with h5py.File(path, mode) as file:
-            group = file.create_group(_FOLDER)
-            group.attrs["kind"], group.attrs["format"] = kind, version
-            _write(group, tree)
-    except RuntimeError as error:  # HDF5's, of a full disk for example
-        raise OSError(f"{path} could not be written: {error}") from error
+    # In memory first: where HDF5 meets a full disk, it cannot close its file any more, and ends the process.
+    path = Path(path)
+    whole = io.BytesIO(path.read_bytes() if mode == "r+" else b"")
+    with h5py.File(whole, mode) as file:
+        group = file.create_group(_FOLDER)
+        group.attrs["kind"], group.attrs["format"] = kind, version
+        _write(group, tree)
+    path.write_bytes(whole.getbuffer())
 
 
 def _write(group: h5py.Group, tree: Mapping[str, Any]) -> None:
