@@ -103,7 +103,7 @@ def test_a_full_disk_is_told_and_the_rest_is_kept(tmp_path):
 
 
 def test_a_network_that_does_not_fit_on_the_disk_is_refused_and_leaves_nothing(tmp_path):
-    code, said = run_script("cn.save(path.with_name('net.h5'), problem_of(), found)", tmp_path, FULL)
+    code, said = run_script("p = problem_of(); cn.save(path.with_name('net.h5'), p, p.controls())", tmp_path, FULL)
     assert code == 1 and "Not written: figure.png (OSError" in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "results.json"]
 
