@@ -3,7 +3,29 @@
 Wrong input is a ``ValueError`` and none of these.
 """
 
-__all__ = ["EvaluationError", "InnerSolveError", "PropagationError", "StageSolveError"]
+from __future__ import annotations
+
+from typing import Any, NoReturn, Self
+
+__all__ = ["EvaluationError", "InnerSolveError", "NotPickled", "PropagationError", "StageSolveError"]
+
+
+class NotPickled:
+    """What holds meshes and compiled code: a shallow copy shares them, and a pickle or a deep copy is refused."""
+
+    def __copy__(self) -> Self:
+        out = object.__new__(type(self))
+        out.__dict__.update(self.__dict__)
+        return out
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        self.__reduce_ex__(2)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} objects hold meshes and compiled code and can neither be pickled nor deep-copied. "
+            "To keep what was trained, write it by ctrlnet.save(path, problem, controls) and read it by "
+            "ctrlnet.load(path); to have another one, build it anew.")
 
 
 class EvaluationError(ArithmeticError):

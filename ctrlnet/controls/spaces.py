@@ -30,12 +30,15 @@ from firedrake import (
     elem_mult,
     inner,
     prolong,
+    restrict,
 )
 from pyadjoint import stop_annotating
 
 from ctrlnet.controls.control_set import ControlSet
 from ctrlnet.controls.controls import Controls, ControlsLike
+from ctrlnet.controls.linear_map import mapped
 from ctrlnet.controls.parts import ReplicatedPart
+from ctrlnet.errors import NotPickled
 
 __all__ = ["BEFORE_JUMP", "ControlSpace"]
 
@@ -43,7 +46,7 @@ __all__ = ["BEFORE_JUMP", "ControlSpace"]
 BEFORE_JUMP = 1e-12
 
 
-class ControlSpace:
+class ControlSpace(NotPickled):
     r"""Spaces of the coefficients s_j(t) (C x C for each of J operators), the biases b(t) (C) and learned parameters.
 
     Parameters
@@ -138,11 +141,13 @@ class ControlSpace:
         return mine == theirs and self._hierarchy is other._hierarchy and other._level > self._level
 
     def prolong(self, m: ControlsLike, target: ControlSpace) -> Controls:
-        """Prolong controls of this space to a finer one of its hierarchy: more layers, same functions of time."""
-        with stop_annotating():
-            fine = target.control_set.zero()
-            for coarse, function in zip(self.control_set.controls(m), fine, strict=True):
-                prolong(coarse, function)
+        """Prolong controls of this space to a finer one of its hierarchy: more layers, same functions of time.
+
+        Taped: a derivative goes through it.
+        """
+        fine = target.control_set.zero()
+        for coarse, function in zip(self.control_set.controls(m), fine, strict=True):
+            mapped(coarse, function, prolong, restrict)
         return fine
 
     def ordered(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

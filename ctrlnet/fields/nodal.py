@@ -30,7 +30,7 @@ def averaged_pixels(V: WithGeometry, pixel_shape: Sequence[int], factor: int) ->
     ValueError
         If the pixel counts are not multiples of ``factor``, or as :class:`~ctrlnet.transfer.PixelProjection`.
     """
-    if not isinstance(factor, int) or factor < 1 or any(p % factor for p in pixel_shape):
+    if not isinstance(factor, int | np.integer) or factor < 1 or any(p % factor for p in pixel_shape):
         raise ValueError(
             f"Blocks of {factor!r} pixels do not divide images of {tuple(pixel_shape)} pixels. Choose a positive "
             "integer that divides every pixel count."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import singledispatch
 from typing import Any
 
@@ -70,6 +71,22 @@ class Sample:
     def classes(self) -> int:
         """The number of classes, or of the components of other targets."""
         return self.targets.components
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what samples that differ hardly share, by name: counts, targets, and some of the inputs.
+
+        Of inputs and targets at nodes, which every rank has its own of, the counts alone.
+        """
+        out: dict[str, Any] = {"number of images": len(self), "channels": self.inputs.channels}
+        with suppress(ValueError):
+            out["pixels"] = self.inputs.pixels
+            some = np.unique(np.linspace(0, len(self) - 1, 16).astype(int))
+            out["images"] = np.stack([self.inputs.values(k, k + 1) for k in some])
+        if self.targets is not None:
+            out["components"] = self.targets.components
+            with suppress(ValueError):
+                out["targets"] = self.targets.of_images().values
+        return out
 
     def values(self, start: int, stop: int) -> np.ndarray:
         """Return images ``start`` to ``stop`` as floats, (n, pixels...), or (n, q, ...) of several channels."""

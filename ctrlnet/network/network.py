@@ -14,6 +14,7 @@ from mpi4py import MPI
 from ctrlnet.controls import Controls, ControlSet, ControlsLike, ControlSpace
 from ctrlnet.dynamics import Residual
 from ctrlnet.dynamics.system import RightHandSide
+from ctrlnet.errors import NotPickled
 from ctrlnet.integrators import ForwardEuler
 from ctrlnet.integrators.base import Integrator
 from ctrlnet.kernels.layer_controls import LayerControls
@@ -24,7 +25,7 @@ from ctrlnet.operators.assembled import Operators
 __all__ = ["Network"]
 
 
-class Network:
+class Network(NotPickled):
     r"""The discrete map (m, x) -> Y(T) of one mesh and one number of layers, Y(0) = O x.
 
     Because the controls multiply operators, the same ones run on any mesh: :meth:`on` returns the network

@@ -9,7 +9,6 @@ import scipy.sparse as sp
 import ufl
 from firedrake import Constant, dx, inner
 from firedrake.functionspaceimpl import WithGeometry
-from pyadjoint import stop_annotating
 
 from ctrlnet.controls import Controls, ControlsLike, ReplicatedPart, numbers_space
 from ctrlnet.fields.sample import Sample
@@ -86,8 +85,7 @@ class NodalReadout(ReadoutControls):
 
     def prolong(self, m: ControlsLike, target: NodalReadout) -> Controls:
         """Return the classifier for another mesh's readout: the same numbers."""
-        with stop_annotating():
-            out = target.zero()
-            for function, given in zip(out, self.control_set.controls(m), strict=True):
-                function.assign(given)
+        out = target.zero()
+        for function, given in zip(out, self.control_set.controls(m), strict=True):
+            function.assign(given)
         return out

@@ -11,7 +11,8 @@ from firedrake import Ensemble, Function
 from firedrake.adjoint import Control, ReducedFunctional
 from pyadjoint import AdjFloat, Block, annotate_tape, get_working_tape, stop_annotating
 
-from ctrlnet.controls import Controls, ControlSet, ControlsLike, Coordinates, as_controls
+from ctrlnet.controls import Controls, ControlSet, ControlsLike, Coordinates, as_controls, check_same
+from ctrlnet.errors import NotPickled
 from ctrlnet.fields.inputs import NodalMap
 from ctrlnet.fields.sample import Sample
 from ctrlnet.objective.average import Average
@@ -82,7 +83,7 @@ class ObjectiveBlock(Block):
         return prepared[idx]
 
 
-class TrainingProblem:
+class TrainingProblem(NotPickled):
     r"""Minimise over all controls m: :math:`\frac1n \sum_i \ell(c_i, y_i) + R(m)`.
 
     Parameters
@@ -117,6 +118,9 @@ class TrainingProblem:
         self.network = readout.network
         self.projection = projection
         self.average: Average = SampleAverage(readout, sample, loss, memory_limit, work, ensemble, projection)
+        check_same(
+            self.average.comm, "Samples", sample.fingerprint(),
+            "Every rank is given the whole sample; ranks share the work, not the images.")
         self.regularisation = Regularisation(
             self.network, readout, control_size, control_roughness, control_scales, weights_gradient, weights_size,
             opening_size)
@@ -133,11 +137,19 @@ class TrainingProblem:
     def controls(self, rng: np.random.Generator | None = None, scale: float = 0.1) -> Controls:
         """Return all controls: zero, or s drawn from ``rng`` with standard deviation ``scale``.
 
-        A learned opening has its start.
+        A learned opening has its start. All ranks have what the first one draws.
         """
         space = self.network.control_space
         in_time = space.zero() if rng is None else space.random(rng, scale)
+        in_time.s.dat.data[:] = self.average.comm.bcast(in_time.s.dat.data_ro)
         return in_time.extended(self.network.opening.first()).extended(self.readout.zero())
+
+    def check_same_on_all_ranks(self, m: Controls) -> None:
+        """Raise a ValueError, on all ranks, if controls differ between them. Collective."""
+        known = {name: part for name, part in self.control_set.parts.items() if name in m.names}
+        check_same(
+            self.average.comm, "Controls", {name: part.values(m[name]) for name, part in known.items()},
+            "Draw them by a generator of the same seed, or let problem.controls(rng) draw.")
 
     def with_classifier(self, m: ControlsLike) -> Controls:
         """Return all controls of what may be those in time alone.
@@ -193,7 +205,9 @@ class TrainingProblem:
     def _annotated(
         self, m: ControlsLike, regularisation: Regularisation | None
     ) -> AdjFloat:
-        block = ObjectiveBlock(Objective(self.average, regularisation), self.control_set.controls(m))
+        controls = self.control_set.controls(m)
+        self.check_same_on_all_ranks(controls)
+        block = ObjectiveBlock(Objective(self.average, regularisation), controls)
         with stop_annotating():
             # What the tape saved of the controls is what a derivative will be asked for at.
             saved = [dependency.saved_output for dependency in block.get_dependencies()]

@@ -20,9 +20,9 @@ from firedrake import (
 )
 from firedrake.functionspaceimpl import WithGeometry
 from mpi4py import MPI
-from pyadjoint import stop_annotating
+from pyadjoint.tape import no_annotations
 
-from ctrlnet.controls import Controls, ControlsLike, DistributedPart
+from ctrlnet.controls import Controls, ControlsLike, DistributedPart, mapped, products_of
 from ctrlnet.fields.sample import Sample
 from ctrlnet.kernels.code.row_product import RowProduct
 from ctrlnet.network.network import Network
@@ -99,6 +99,7 @@ class Readout(ReadoutControls):
 
     # Features of a chunk and their transpose.
 
+    @no_annotations
     def _assembled(self) -> sp.csr_matrix:
         """Return P^T M_L, (readout nodes of all ranks) x (owned nodes)."""
         mass = self.network.operators.mass
@@ -145,6 +146,7 @@ class Readout(ReadoutControls):
         field = rho / 2 * inner(grad(W), grad(W)) * dx + epsilon / 2 * inner(W, W) * lumped_dx()
         return field, epsilon / 2 * inner(beta, beta) * dx
 
+    @no_annotations
     def regularisation_matrix(self, gradient: float = 0.0, size: float = 0.0) -> sp.csc_matrix:
         r"""Return :math:`\rho K + \epsilon M_L` on the readout space, all rows on every rank."""
         check_regularisation(gradient, size)
@@ -157,7 +159,7 @@ class Readout(ReadoutControls):
         return sp.csc_matrix((values, (rows, columns)), shape=(self.nodes,) * 2)
 
     def prolong(self, m: ControlsLike, target: Readout) -> Controls:
-        """Return the classifier in another readout space: the same field, prolonged or interpolated.
+        """Return the classifier in another readout space: the same field, prolonged or interpolated. Taped.
 
         Raises
         ------
@@ -165,18 +167,12 @@ class Readout(ReadoutControls):
             If this readout's mesh does not cover the target's.
         """
         W, beta = self.control_set.controls(m)
-        with stop_annotating():
-            fine = target.zero()
-            fine.beta.assign(beta)
-            if target.space is self.space:
-                fine.W.assign(W)
-            else:
-                P = interpolation_matrix(self.space, target.space)
-                x, y = P.createVecs()
-                for values, out in zip(W.dat.data_ro.T, fine.W.dat.data.T, strict=True):
-                    x.array[:] = values
-                    P.mult(x, y)
-                    out[:] = y.array_r
+        fine = target.zero()
+        fine.beta.assign(beta)
+        if target.space is self.space:
+            fine.W.assign(W)
+        else:
+            mapped(W, fine.W, *products_of(interpolation_matrix(self.space, target.space)))
         return fine
 
 

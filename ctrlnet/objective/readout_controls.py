@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ctrlnet.controls import Controls, ControlSet, ControlsLike, Part, ReplicatedPart, numbers_space
+from ctrlnet.errors import NotPickled
 from ctrlnet.fields.sample import Sample
 from ctrlnet.network.network import Network
 from ctrlnet.objective.point import Point
@@ -14,7 +15,7 @@ from ctrlnet.objective.point import Point
 __all__ = ["ReadoutControls", "check_regularisation"]
 
 
-class ReadoutControls:
+class ReadoutControls(NotPickled):
     r"""Weights W (features, K) and biases beta (K,) of scores :math:`W^T F + \beta`, as controls and as arrays.
 
     Parameters

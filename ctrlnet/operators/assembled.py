@@ -24,7 +24,9 @@ from firedrake.functionspaceimpl import WithGeometry
 from firedrake.mesh import MeshGeometry
 from mpi4py import MPI
 from petsc4py import PETSc
+from pyadjoint.tape import no_annotations
 
+from ctrlnet.errors import NotPickled
 from ctrlnet.operators.forms import Form, Operator, derivative, identity, laplacian, lumped_dx, second_derivative
 from ctrlnet.operators.stencil_table import StencilTable
 from ctrlnet.operators.stencils import names as stencil_names
@@ -32,7 +34,7 @@ from ctrlnet.operators.stencils import names as stencil_names
 __all__ = ["Operators", "interior_stencil", "low_order_operators", "stencil_operators"]
 
 
-class Operators:
+class Operators(NotPickled):
     r"""The operators :math:`D_j` of a network, assembled once on one mesh.
 
     Parameters
@@ -56,6 +58,7 @@ class Operators:
         is not bilinear on V's mesh. Later, when the operators are used: if the mesh has moved in between.
     """
 
+    @no_annotations
     def __init__(self, V: WithGeometry, operators: Sequence[Operator]):
         _check_space(V)
         operators = tuple(operators)
@@ -115,6 +118,7 @@ class Operators:
             result = cache[id(form)] if result is None else result.matMult(cache[id(form)])
         return result
 
+    @no_annotations
     def _factor(self, name: str, form: Form | None) -> PETSc.Mat:
         u, v = TrialFunction(self.space), TestFunction(self.space)
         bilinear = u * v * lumped_dx() if form is None else form(u, v)
@@ -294,6 +298,7 @@ def interior_stencil(operators: Operators, coefficients: np.ndarray) -> np.ndarr
     return np.moveaxis(out, -1, 0) if coefficients.ndim == 2 else out
 
 
+@no_annotations
 def _interior_row(operators: Operators) -> tuple[np.ndarray, np.ndarray] | None:
     """Return offsets (neighbours, dim) in mesh widths and values (neighbours, J) of one interior node, if any."""
     V, table = operators.space, operators.table

@@ -128,7 +128,7 @@ def derivative(axis: int) -> Operator:
     ValueError
         If there is no such axis.
     """
-    return Operator(f"d{_axis_name(axis)}", (Along(axis),))
+    return Operator(f"d{_axis_name(axis)}", (Along(int(axis)),))
 
 
 def second_derivative(axis: int, other: int | None = None) -> Operator:
@@ -139,7 +139,7 @@ def second_derivative(axis: int, other: int | None = None) -> Operator:
     ValueError
         If there is no such axis.
     """
-    other = axis if other is None else other
+    axis, other = int(axis), int(axis if other is None else other)
     return Operator(f"d{_axis_name(axis)}{_axis_name(other)}", (SecondAlong(axis, other),))
 
 

@@ -9,12 +9,14 @@ import ufl
 from firedrake import COMM_WORLD, IcosahedralSphereMesh, Mesh, MeshHierarchy, as_vector, conditional, sqrt
 from firedrake.mg.mesh import HierarchyBase
 from mpi4py import MPI
+from pyadjoint.tape import no_annotations
 
 from ctrlnet.operators.forms import directional_derivative
 
 __all__ = ["east", "north", "radius_of", "sphere_hierarchy"]
 
 
+@no_annotations
 def sphere_hierarchy(radius: float, refinements: int, comm: MPI.Comm = COMM_WORLD) -> HierarchyBase:
     r"""Return the icospheres of :math:`10\cdot 4^k + 2` nodes, k = 0 ... ``refinements``, as one hierarchy.
 

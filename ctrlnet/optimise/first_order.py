@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pyadjoint.enlisting import Enlist
 
-from ctrlnet.controls import Controls, Coordinates
+from ctrlnet.controls import Controls, Coordinates, check_same_generators
 from ctrlnet.errors import EvaluationError
 from ctrlnet.objective.average import Average
 from ctrlnet.optimise.course import Accuracies, Callback, Course, Limits
@@ -97,6 +97,7 @@ class FirstOrder:
             raise ValueError(
                 f"The learning rate and evaluate_every must be positive, received {rate!r} and {evaluate_every!r}.")
         self.functional, self.rng = functional, rng
+        check_same_generators(functional.comm, [rng, *average.generators])
         self.rule = Adam() if rule is None else rule
         self.rate, self.batch, self.schedule, self.evaluate_every = rate, batch, schedule, evaluate_every
         if coordinates is None:

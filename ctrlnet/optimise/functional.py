@@ -111,6 +111,7 @@ class OfProblem(AbstractReducedFunctional):
 
     def __init__(self, problem: TrainingProblem, m: Controls, riesz_map: str):
         self.problem, self.names = problem, m.names
+        problem.check_same_on_all_ranks(m)
         self._controls = Enlist([Control(c, riesz_map=riesz_map) for c in m])
 
     @property

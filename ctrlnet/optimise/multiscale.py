@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pyadjoint import stop_annotating
 
 from ctrlnet.controls import Controls, ControlsLike
 from ctrlnet.objective.problem import TrainingProblem
@@ -79,7 +80,8 @@ def train_multiscale(
         make: Callable = TaoOptimiser
         if results:
             last = results[-1]
-            m = _deepened(last, problem).extended(last.problem.readout.prolong(last.controls, problem.readout))
+            with stop_annotating():
+                m = _deepened(last, problem).extended(last.problem.readout.prolong(last.controls, problem.readout))
             if carry_secants and _same_coordinates(last.problem, problem):
                 make = run.over
         report = None if callback is None else (lambda i, level=number: callback(level, i))

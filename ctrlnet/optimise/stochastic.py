@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctrlnet.controls import Controls
+from ctrlnet.controls import Controls, check_same_generators
 from ctrlnet.errors import EvaluationError
 from ctrlnet.objective.average import Average
 from ctrlnet.optimise.course import Accuracies, Callback, Course, Limits
@@ -125,6 +125,7 @@ class StochasticOptimiser:
         self.schedule = SampleSchedule(min(SampleSchedule.first, len(sample))) if schedule is None else schedule
         sample.targets.check_draw(self.schedule.first)
         self.functional, self.rng = functional, rng
+        check_same_generators(functional.comm, [rng, *functional.problem.average.generators])
         self._make = TaoOptimiser if solver is None else solver
         self._optimiser: TaoOptimiser | None = None
         self._on_whole = Limits() if limits is None else limits

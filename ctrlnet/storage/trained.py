@@ -30,7 +30,7 @@ from ctrlnet.storage.descriptions import Reader, described
 from ctrlnet.storage.history import History, Iteration
 from ctrlnet.storage.meshes import StoredMeshes, made_meshes, named_space, space_named
 from ctrlnet.storage.places import matching, places_of
-from ctrlnet.storage.trees import read_tree, write_tree
+from ctrlnet.storage.trees import read_tree, to_json, write_tree
 from ctrlnet.storage.versions import versions
 
 __all__ = ["FORMAT", "Trained", "load", "load_controls", "save"]
@@ -143,7 +143,7 @@ def save(path: str | Path, problem: TrainingProblem, m: ControlsLike, history: H
             meshes.write(file)
         if comm.rank == 0:
             write_tree(part, _KIND, FORMAT, {
-                "description": json.dumps(description), "controls": arrays, "places": places, "history": rows}, "r+")
+                "description": to_json(description), "controls": arrays, "places": places, "history": rows}, "r+")
     return Path(path)
 
 

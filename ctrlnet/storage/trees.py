@@ -11,10 +11,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-__all__ = ["read_tree", "write_tree"]
+__all__ = ["read_tree", "to_json", "write_tree"]
 
 _FOLDER = "ctrlnet"
 _PLAIN = "plain"  # what is no array, as JSON
+
+
+def to_json(plain: Any) -> str:
+    """Return plain data as JSON; NumPy's numbers are numbers."""
+    return json.dumps(plain, default=lambda value: value.item())
 
 
 def write_tree(path: str | Path, kind: str, version: int, tree: Mapping[str, Any], mode: str = "w") -> None:
@@ -55,7 +60,7 @@ def _write(group: h5py.Group, tree: Mapping[str, Any]) -> None:
             group.create_dataset(name, data=value)
         else:
             plain[name] = value
-    group.create_dataset(_PLAIN, data=json.dumps(plain))
+    group.create_dataset(_PLAIN, data=to_json(plain))
 
 
 def read_tree(path: str | Path, kind: str, version: int) -> dict[str, Any]:

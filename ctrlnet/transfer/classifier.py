@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-from firedrake import Function
-from pyadjoint import stop_annotating
-
-from ctrlnet.controls import Controls, ControlsLike
+from ctrlnet.controls import Controls, ControlsLike, mapped, products_of
 from ctrlnet.operators.intergrid import Restriction, check_levels, checked_pair
 
 if TYPE_CHECKING:
@@ -20,7 +16,7 @@ __all__ = ["restrict_classifier"]
 def restrict_classifier(
     readout: Readout, m: ControlsLike, target: Readout, restriction: Restriction | None = None
 ) -> Controls:
-    r"""Return the classifier on a coarser readout space, W_h -> W_H.
+    r"""Return the classifier on a coarser readout space, W_h -> W_H. Taped.
 
     With :class:`~ctrlnet.transfer.FullWeighting` (the default) the scores of a state on the coarse readout mesh
     stay what they are for its prolongation: :math:`(R w, Y_H)_H = (w, P Y_H)_h` in the lumped products.
@@ -51,15 +47,6 @@ def restrict_classifier(
     R = checked_pair(restriction, None)[0].matrix(target.space, readout.space)
     W, beta = readout.control_set.controls(m)
     coarse = target.zero()
-    with stop_annotating():
-        coarse.beta.assign(beta)
-        part, result = Function(readout.space), Function(target.space)
-        values = W.dat.data_ro
-        out = np.empty(coarse.W.dat.data_ro.shape)
-        for component in range(values.shape[1]):
-            part.dat.data[:] = values[:, component]
-            with part.dat.vec_ro as x, result.dat.vec_wo as y:
-                R.mult(x, y)
-            out[:, component] = result.dat.data_ro
-        coarse.W.dat.data[:] = out
+    coarse.beta.assign(beta)
+    mapped(W, coarse.W, *products_of(R))
     return coarse

@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-from firedrake import Function, VectorFunctionSpace
-from pyadjoint import stop_annotating
+from firedrake import Cofunction, Function, VectorFunctionSpace
+
+from ctrlnet.controls import mapped
 
 __all__ = ["CoefficientMap", "TransferResidual", "SingularTransferError"]
 
@@ -78,7 +79,7 @@ class CoefficientMap:
     parts: tuple[CoefficientMap, ...] = field(default=(), repr=False)
 
     def __call__(self, s: Function) -> Function:
-        """Return the moved control: a Function of time with J_to C x C coefficients, on the same time mesh.
+        """Return the moved control: a Function of time with J_to C x C coefficients, on the same time mesh. Taped.
 
         Raises
         ------
@@ -96,11 +97,13 @@ class CoefficientMap:
         if not same:
             element = space.ufl_element().sub_elements[0]
             space = VectorFunctionSpace(space.mesh(), element, dim=len(self.target) * copies)
-        out = Function(space, name=s.name())
-        with stop_annotating():
-            values = s.dat.data_ro.reshape(-1, len(self.source), copies)
-            out.dat.data[:] = np.einsum("kj,tjc->tkc", self.matrix, values).reshape(out.dat.data_ro.shape)
-        return out
+        def write(u: Function | Cofunction, out: Function | Cofunction, matrix: np.ndarray) -> None:
+            values = u.dat.data_ro.reshape(-1, matrix.shape[1], copies)
+            out.dat.data[:] = np.einsum("kj,tjc->tkc", matrix, values).reshape(out.dat.data_ro.shape)
+
+        return mapped(
+            s, Function(space, name=s.name()), lambda u, out: write(u, out, self.matrix),
+            lambda g, out: write(g, out, self.matrix.T))
 
     def coefficients(self, s: np.ndarray) -> np.ndarray:
         """Return T s for coefficients (J_from, ...); trailing axes are carried along."""

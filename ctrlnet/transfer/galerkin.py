@@ -13,6 +13,7 @@ import numpy as np
 from firedrake import DirichletBC, Function
 from firedrake.functionspaceimpl import WithGeometry
 from mpi4py import MPI
+from pyadjoint.tape import no_annotations
 
 from ctrlnet.operators.assembled import Operators
 from ctrlnet.operators.intergrid import Prolongation, Restriction, check_nested, checked_pair
@@ -89,6 +90,7 @@ def galerkin_prolongation(coarse: Operators, fine: Operators, *transfers, **sett
     return galerkin(fine, coarse, *transfers, **settings).inverse()
 
 
+@no_annotations
 def interior_rows(V: WithGeometry) -> Function:
     """Return the field that is 1 at interior nodes and 0 on the boundary; 1 everywhere on a closed mesh.
 
