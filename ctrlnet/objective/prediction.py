@@ -110,7 +110,11 @@ class Prediction:
 
         Of targets that are numbers: what is expected of them, in the shape of :meth:`scores`.
         """
-        expected = self._loss.expected(self.scores(inputs, projection))
+        return self.decided(self.scores(inputs, projection))
+
+    def decided(self, scores: np.ndarray) -> np.ndarray:
+        """Return :meth:`predict` of inputs with given scores."""
+        expected = self._loss.expected(scores)
         return expected.argmax(axis=0) if self._classes else expected
 
     def trajectory(

@@ -43,6 +43,7 @@ from ctrlnet.fields import AugmentedSample, Shift, digit_samples
 from ctrlnet.objective import Prediction
 from ctrlnet.optimise import Adam, FirstOrder, JointFunctional, Limits
 from ctrlnet.optimise.first_order import warm_cosine_rate
+from ctrlnet.storage import write_states
 
 run = Run(arguments)
 whole, test = digit_samples(arguments.data, arguments.train, arguments.test, np.random.default_rng(0))
@@ -116,6 +117,7 @@ states = Prediction(
 shown = [states[k] for k in sorted({0, len(states) // 2, len(states) - 1})]
 places, fields = gathered(globe.space(finest), {
     f"Y{c}, t = {state.time:.1f}": Y for state in shown for c, Y in enumerate(state.features[:4])})
+write_states(run.folder / "states.pvd", states)
 run.figure("globe.png", plot_globes, places, fields, columns=min(4, arguments.features))
 run.say("")
 run.finish(seeds=outcomes)

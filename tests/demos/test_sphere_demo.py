@@ -14,7 +14,8 @@ def test_it_says_how_it_does_on_levels_it_was_not_trained_on(tmp_path):
     for nodes in (42, 162, 642):
         assert 0 <= figures[f"test_{nodes}"] <= 100 and 0 <= figures[f"held_out_{nodes}"] <= 100
     assert figures["parameters"] == 42 * 3 * 10 + 10 + 2 * (5 * 9 + 3) and figures["seconds"] > 0
-    assert (tmp_path / "globe.png").stat().st_size > 10_000
+    assert (tmp_path / "globe.png").stat().st_size > 10_000 and (tmp_path / "states.pvd").is_file()
+    assert (tmp_path / "seed0.h5").is_file() and (tmp_path / "checkpoints" / "seed_1.h5").is_file()
     assert [line.split()[2] for line in printed.splitlines() if line.startswith("     0")] == ["yes", "yes", "no"]
 
 

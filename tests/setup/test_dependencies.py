@@ -48,7 +48,8 @@ def test_whatever_the_package_imports_is_declared(module):
 
 def test_nothing_else_is_declared():
     used = {canonical(d) for module in IMPORTED for d in packages_distributions().get(module, [])}
-    assert DECLARED <= used
+    by_firedrake = {"vtk"}  # which Firedrake imports where it writes for ParaView
+    assert DECLARED <= used | by_firedrake
 
 
 @pytest.mark.parametrize("distribution", sorted(DECLARED))
