@@ -20,8 +20,9 @@ def collection(path):
 
 
 def names_of(part):
-    """Names of the fields in a part, one rank's or all ranks'."""
-    head = part.read_bytes().split(b"<AppendedData")[0] + b"</VTKFile>"
+    """Names of the fields in a part: one rank's, with data behind its head, or the list of all ranks' parts."""
+    head, *data = part.read_bytes().split(b"<AppendedData")
+    head += b"</VTKFile>" if data else b""
     return {d.get("Name") for d in ET.fromstring(head).iter() if "DataArray" in d.tag and d.get("Name")}
 
 
