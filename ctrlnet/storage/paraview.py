@@ -63,6 +63,7 @@ def write_fields(
         for function in functions:
             function.dat.data[:] = fields[function.name()]
         file.write(*functions, time=time)
+    V.mesh().comm.barrier()  # on every rank the files are whole from here on
     return path
 
 
