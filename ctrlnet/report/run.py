@@ -149,7 +149,7 @@ class Run:
         except OSError as error:
             self._missing.append(f"{RESULTS} ({error})")
 
-    def finish(self, said: str = "Figures and results.json", **extra: Any) -> None:
+    def finish(self, said: str = "Figures and results.json", **extra: Any) -> Path:
         """Write figures, settings, versions and further plain data to ``results.json``; say where.
 
         Raises
@@ -163,3 +163,4 @@ class Run:
         if missing:
             self.say(f"Not written: {'; '.join(missing)}")
             raise SystemExit(1)
+        return self.folder / RESULTS

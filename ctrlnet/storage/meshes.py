@@ -56,7 +56,7 @@ class StoredMeshes:
 
     @property
     def bytes(self) -> int:
-        """About how many bytes :meth:`write` takes, rather more than fewer."""
+        """About how many bytes :meth:`write` takes, rather more than fewer. Collective."""
         stored = [_first(family) for family, recipe in zip(self._families, self.recipes(), strict=True)
                   if "stored" in recipe]
         return sum(2**17 + 600 * mesh.num_cells() * mesh.comm.size for mesh in stored)

@@ -133,12 +133,13 @@ def save(path: str | Path, problem: TrainingProblem, m: ControlsLike, history: H
         "reason": "" if history is None else history.reason, "versions": versions(),
     }
     description["meshes"] = meshes.recipes()
+    size = meshes.bytes
     arrays = space.ordered(problem.control_set.arrays(controls))
     places = {"W": places_of(readout.space)} if "space" in description["readout"] else {}
     rows = {} if history is None else columns_of(history.iterations)
     comm = network.comm
     with stop_annotating(), written_whole(path, comm) as part:
-        on_root(comm, lambda: reserve(part, meshes.bytes))
+        on_root(comm, lambda: reserve(part, size))
         with CheckpointFile(str(part), "w", comm=comm) as file:
             meshes.write(file)
         if comm.rank == 0:

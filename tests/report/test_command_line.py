@@ -23,7 +23,7 @@ def test_shared_and_own_options_have_their_defaults_and_types(monkeypatch):
     line.add("kind", "a", choices=["a", "b"])
     found = parsed(monkeypatch, line, "--levels", "28", "--rate-of-growth", "2", "--quick", "--names", "p", "q")
     assert vars(found) == dict(levels=[28], time=2.0, train=None, data=None, seed=0, rate_of_growth=2.0, quick=True,
-                               names=["p", "q"], kind="a", output="results/x")
+                               names=["p", "q"], kind="a", output="results/x", checkpoint=10.0, resume=False)
     assert sys.argv == ["script.py"]
 
 
