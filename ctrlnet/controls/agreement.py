@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ __all__ = ["check_same", "check_same_generators"]
 def _checksum(value: Any) -> int:
     if isinstance(value, np.ndarray):
         return zlib.crc32(np.ascontiguousarray(value).tobytes(), zlib.crc32(str(value.shape).encode()))
-    return zlib.crc32(pickle.dumps(value))
+    return zlib.crc32(repr(value).encode())
 
 
-def check_same(comm: MPI.Comm, what: str, values: Mapping[str, Any], how: str) -> None:
+def check_same(comm: MPI.Comm, what: str, values: Callable[[], Mapping[str, Any]], how: str) -> None:
     """Raise a ValueError on all ranks if values differ between them. Collective.
 
     Parameters
@@ -29,13 +28,13 @@ def check_same(comm: MPI.Comm, what: str, values: Mapping[str, Any], how: str) -
     what
         The values are called in the message.
     values
-        By name: arrays or plain data.
+        Returns them by name: arrays or plain data. On one rank it is not called.
     how
         What to do about it.
     """
     if comm.size == 1:
         return
-    sums = comm.allgather({name: _checksum(value) for name, value in values.items()})
+    sums = comm.allgather({name: _checksum(value) for name, value in values().items()})
     for rank, theirs in enumerate(sums):
         differ = [name for name in sums[0] if theirs.get(name) != sums[0][name]]
         if differ:
@@ -48,5 +47,5 @@ def check_same_generators(comm: MPI.Comm, rngs: Sequence[np.random.Generator | N
     """Raise a ValueError on all ranks if generators are in different states. Collective."""
     check_same(
         comm, "Generators of random numbers",
-        {f"generator {k}": rng.bit_generator.state for k, rng in enumerate(rngs) if rng is not None},
+        lambda: {f"generator {k}": rng.bit_generator.state for k, rng in enumerate(rngs) if rng is not None},
         "Seed them alike: np.random.default_rng(0), not default_rng().")

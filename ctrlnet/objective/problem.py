@@ -117,10 +117,11 @@ class TrainingProblem(NotPickled):
         self.readout = readout
         self.network = readout.network
         self.projection = projection
-        self.average: Average = SampleAverage(readout, sample, loss, memory_limit, work, ensemble, projection)
+        # Before anything is collective that depends on how many images there are.
         check_same(
-            self.average.comm, "Samples", sample.fingerprint(),
+            readout.comm if ensemble is None else ensemble.global_comm, "Samples", sample.fingerprint,
             "Every rank is given the whole sample; ranks share the work, not the images.")
+        self.average: Average = SampleAverage(readout, sample, loss, memory_limit, work, ensemble, projection)
         self.regularisation = Regularisation(
             self.network, readout, control_size, control_roughness, control_scales, weights_gradient, weights_size,
             opening_size)
@@ -148,7 +149,7 @@ class TrainingProblem(NotPickled):
         """Raise a ValueError, on all ranks, if controls differ between them. Collective."""
         known = {name: part for name, part in self.control_set.parts.items() if name in m.names}
         check_same(
-            self.average.comm, "Controls", {name: part.values(m[name]) for name, part in known.items()},
+            self.average.comm, "Controls", lambda: {name: part.values(m[name]) for name, part in known.items()},
             "Draw them by a generator of the same seed, or let problem.controls(rng) draw.")
 
     def with_classifier(self, m: ControlsLike) -> Controls:

@@ -80,7 +80,7 @@ def _sendable(outcome: Any) -> Any:
     """Return an exception as one that other ranks can be sent."""
     try:
         pickle.loads(pickle.dumps(outcome))
-    except Exception:
+    except Exception:  # whatever a user's class does when it is pickled: the other ranks must hear of it
         return RuntimeError(f"{type(outcome).__name__}: {outcome}")
     return outcome
 

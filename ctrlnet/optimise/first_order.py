@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from ctrlnet.errors import EvaluationError
 from ctrlnet.objective.average import Average
 from ctrlnet.optimise.course import Accuracies, Callback, Course, Limits
 from ctrlnet.optimise.joint import JointFunctional
-from ctrlnet.optimise.journal import another_run, generator_states, numbering, set_generators
+from ctrlnet.optimise.journal import another_run, checksum, generator_states, numbering, set_generators
 from ctrlnet.optimise.update_rules import Adam, Step, UpdateRule
 from ctrlnet.storage.checkpoints import Checkpoint, checkpoint_of
 from ctrlnet.storage.columns import columns_of, rows_of
@@ -182,7 +181,7 @@ class FirstOrder:
         x = self.coordinates.array([c.control for c in Enlist(self.functional.controls)])
         return {
             "controls": ", ".join(self.functional.names), "images": self.functional.images, "batch": self.batch,
-            "rule": str(self.rule), "rate": self.rate, "start": f"{zlib.crc32(x.tobytes()):08x}",
+            "rule": str(self.rule), "rate": self.rate, "start": checksum(x),
             **self._numbering}
 
     @property
@@ -209,8 +208,8 @@ class FirstOrder:
         checkpoint, course = self._checkpoint, self.course
         if checkpoint is None:
             return
-        done = at.passes - self._kept if at.order is None else 0
-        if not now and (done < 1 and checkpoint.iterations or not checkpoint.due(done, self.functional.comm)):
+        may = at.order is None or checkpoint.iterations is None  # within a pass by the clock alone
+        if not now and not (may and checkpoint.due(at.passes - self._kept, self.functional.comm)):
             return
         pass_of = {} if at.order is None else {"order": at.order, "start": at.start}
         checkpoint.write({

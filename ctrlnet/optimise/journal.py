@@ -21,7 +21,7 @@ from ctrlnet.storage.columns import columns_of, rows_of
 from ctrlnet.storage.history import Iteration
 from ctrlnet.storage.places import numbering_of
 
-__all__ = ["Journal", "Resumable", "another_run", "generator_states", "numbering", "set_generators"]
+__all__ = ["Journal", "Resumable", "another_run", "checksum", "generator_states", "numbering", "set_generators"]
 
 State = Mapping[str, Any]
 Halves = tuple[State, State]  # what all ranks share, and what each has of its own
@@ -65,7 +65,7 @@ class Journal:
         rngs: Sequence[np.random.Generator] = (),
     ):
         self._checkpoint, self._comm = checkpoint, comm
-        self._run = {name: _sum(value) for name, value in (run or {}).items()}
+        self._run = {name: checksum(value) for name, value in (run or {}).items()}
         self._rngs = [rng for rng in rngs if rng is not None]
         self._answers: list[np.ndarray] = []
         self._states: list[Halves] = []
@@ -74,7 +74,6 @@ class Journal:
         self._tail: Halves | None = None
         self._written = 0
         self._attended: Resumable | None = None
-        self.seconds = 0.0  # of the runs before
         found = None if checkpoint is None else checkpoint.read(comm)
         if found is not None:
             self._open(found)
@@ -91,7 +90,6 @@ class Journal:
         self._tail = found["tail"], mine.get("tail", {})
         self._rows = rows_of(Iteration, found["rows"])
         self._written = len(self._rows)
-        self.seconds = self._rows[-1].seconds if self._rows else 0.0
 
     def attend(self, solve: Resumable) -> None:
         """Say whose questions come now: its state is kept, and restored where the file's answers end."""
@@ -183,7 +181,7 @@ def another_run(checkpoint: Checkpoint, theirs: Mapping[str, Any], ours: Mapping
     return ValueError(f"{checkpoint.path} is the checkpoint of another run: its {', '.join(differ)} differ. {how}")
 
 
-def _sum(value: Any) -> Any:
+def checksum(value: Any) -> Any:
     """Return a value as a file keeps it: arrays as checksums."""
     if isinstance(value, np.ndarray):
         return f"{zlib.crc32(np.ascontiguousarray(value).tobytes()):08x}"

@@ -8,7 +8,7 @@ import numpy as np
 import petsctools
 from petsc4py import PETSc
 
-from ctrlnet.optimise.digits import same_digits
+from ctrlnet.optimise.rounding import same_digits
 
 __all__ = ["KrylovPreconditioner"]
 

@@ -14,12 +14,12 @@ from pyadjoint.enlisting import Enlist
 
 from ctrlnet.controls import Controls, Coordinates
 from ctrlnet.optimise.course import Accuracies, Callback, Course, Limits
-from ctrlnet.optimise.digits import same_digits
 from ctrlnet.optimise.evaluation import Evaluation
 from ctrlnet.optimise.functional import Functional
 from ctrlnet.optimise.journal import Halves, Journal, State, numbering
 from ctrlnet.optimise.krylov import KrylovPreconditioner
 from ctrlnet.optimise.presets import QUASI_NEWTON
+from ctrlnet.optimise.rounding import same_digits
 from ctrlnet.storage.checkpoints import Checkpoint, checkpoint_of
 from ctrlnet.storage.history import History
 

@@ -94,9 +94,6 @@ class CommandLine:
         The script's docstring, of which ``--help`` shows the first line.
     output
         Default of ``--output``, the folder of :class:`~ctrlnet.report.Run`'s results.
-    trains
-        Whether the script trains, and so has ``--resume`` and ``--checkpoint``; see
-        :meth:`ctrlnet.report.Run.checkpoint`.
     **known
         Defaults of options that many scripts share, which have their help and their check here: ``cells``, ``levels``,
         ``features``, ``layers``, ``time``, ``diffusion``, ``readout``, ``rate``, ``batch``, ``data``, ``train``,
@@ -115,7 +112,7 @@ class CommandLine:
     >>> import firedrake  # PETSc reads what is left
     """
 
-    def __init__(self, description: str, output: str, *, trains: bool = True, **known: Any) -> None:
+    def __init__(self, description: str, output: str, **known: Any) -> None:
         self._parser = argparse.ArgumentParser(description=description.split("\n")[0], allow_abbrev=False)
         self._checks: dict[str, Check] = {}
         for name, default in known.items():
@@ -124,7 +121,7 @@ class CommandLine:
             option = _KNOWN[name]
             text = option.help + (" (default: all)" if default is None and name in ("train", "test") else "")
             self.add(name, default, text, check=option.check, kind=option.kind)
-        self._output, self._trains = output, trains
+        self._output = output
 
     def add(
         self, name: str, default: Any = None, help: str | None = None, *, check: Check | None = None,
@@ -172,10 +169,9 @@ class CommandLine:
         A value that is refused ends the script with exit status 2 and one line that names the option.
         """
         self._parser.add_argument("--output", default=self._output, help=f"folder (default: {self._output})")
-        if self._trains:
-            self._parser.add_argument(
-                "--resume", action="store_true", help="go on with the trainings that the folder has checkpoints of")
-            self.add("checkpoint", 10.0, "seconds between checkpoints", check=positive)
+        self._parser.add_argument(
+            "--resume", action="store_true", help="go on with the trainings that the folder has checkpoints of")
+        self.add("checkpoint", 10.0, "seconds between checkpoints", check=positive)
         os.environ.setdefault("SCOTCH_DETERMINISTIC", "1")
         arguments, sys.argv[1:] = self._parser.parse_known_args()
         for name, check in self._checks.items():

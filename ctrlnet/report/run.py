@@ -143,6 +143,13 @@ class Run:
         os.sched_setaffinity(0, cores)
         return self.comm.bcast(result)
 
+    def file(self, name: str, write: Callable[..., Any], *arguments: Any) -> None:
+        """Write a file by a function of :mod:`ctrlnet.storage`; go on if there is no room for it. Collective."""
+        try:
+            write(self.folder / name, *arguments)
+        except OSError as error:
+            self._missing.append(f"{name} ({error})")
+
     def _write(self, **extra: Any) -> None:
         try:
             write_results(self.folder, self.figures, self.settings, self.comm, **extra)

@@ -28,7 +28,7 @@ class Iteration:
     work
         Cost of all sweeps so far, in image-node-layers of a forward sweep.
     seconds
-        Wall-clock time since the start, without that of :attr:`accuracies`.
+        Wall-clock time since the start, without that of :attr:`accuracies` and of callbacks.
     krylov
         Products with the (Gauss-Newton) Hessian since the iteration before.
     sweeps

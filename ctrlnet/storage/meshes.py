@@ -20,7 +20,7 @@ from mpi4py import MPI
 
 from ctrlnet.operators.sphere import radius_of, sphere_hierarchy
 
-__all__ = ["StoredMeshes", "made_meshes", "named_space", "space_named"]
+__all__ = ["StoredMeshes", "bytes_of", "made_meshes", "named_space", "space_named", "write_meshes"]
 
 _ELEMENTS = (("CG", 1), ("DG", 0), ("CG", 2), ("DG", 1))
 _FINGERS = 1e-8
@@ -54,19 +54,23 @@ class StoredMeshes:
                 number, (family, level, prints) in enumerate(zip(
                     self._families, self._levels, self._prints, strict=True))]
 
-    @property
-    def bytes(self) -> int:
-        """About how many bytes :meth:`write` takes, rather more than fewer. Collective."""
-        stored = [_first(family) for family, recipe in zip(self._families, self.recipes(), strict=True)
-                  if "stored" in recipe]
-        return sum(2**17 + 600 * mesh.num_cells() * mesh.comm.size for mesh in stored)
+    def stored(self, recipes: Sequence[Mapping[str, Any]]) -> dict[str, MeshGeometry]:
+        """Return the meshes that recipes need, by their names in the file."""
+        return {recipe["stored"]: _first(family) for family, recipe in zip(self._families, recipes, strict=True)
+                if "stored" in recipe}
 
-    def write(self, file: CheckpointFile) -> None:
-        """Write the meshes that recipes need."""
-        for number, (family, recipe) in enumerate(zip(self._families, self.recipes(), strict=True)):
-            if "stored" in recipe:
-                with _named(_first(family), _stored_name(number)):
-                    file.save_mesh(_first(family))
+
+def bytes_of(meshes: Mapping[str, MeshGeometry]) -> int:
+    """Return about how many bytes meshes take in a file, rather more than fewer; the same on every rank. Collective."""
+    cells = [mesh.comm.allreduce(mesh.cell_set.size) for mesh in meshes.values()]
+    return sum(2**17 + 800 * count for count in cells)
+
+
+def write_meshes(file: CheckpointFile, meshes: Mapping[str, MeshGeometry]) -> None:
+    """Write meshes under their names in the file. Collective."""
+    for name, mesh in meshes.items():
+        with _named(mesh, name):
+            file.save_mesh(mesh)
 
 
 def _first(family: Any) -> MeshGeometry:

@@ -20,6 +20,7 @@ from ctrlnet.fields.inputs import Inputs, NodalMap
 from ctrlnet.network.network import Network
 from ctrlnet.objective.nodal_inputs import nodal_map_for
 from ctrlnet.objective.prediction import Prediction, State
+from ctrlnet.storage.atomic import try_to_write
 
 __all__ = ["write_classifier", "write_fields", "write_inputs", "write_scores", "write_states"]
 
@@ -43,14 +44,13 @@ def write_fields(
     ------
     ValueError
         If the name does not end in ``.pvd``, there is no step, or the names differ from step to step.
-    FileNotFoundError
-        If the folder does not exist.
+    OSError
+        If the folder does not exist or takes no file.
     """
     path = Path(path)
     if path.suffix != ".pvd":
         raise ValueError(f"ParaView's collections end in .pvd, received {path.name}.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}. Make it first.")
+    try_to_write(path, V.mesh().comm)
     whole = [(time, dict(fields)) for time, fields in steps]
     names = list(whole[0][1]) if whole else []
     if not names or any(list(fields) != names for _, fields in whole):

@@ -28,7 +28,7 @@ from ctrlnet.storage.atomic import on_root, reserve, written_whole
 from ctrlnet.storage.columns import columns_of, rows_of
 from ctrlnet.storage.descriptions import Reader, described
 from ctrlnet.storage.history import History, Iteration
-from ctrlnet.storage.meshes import StoredMeshes, made_meshes, named_space, space_named
+from ctrlnet.storage.meshes import StoredMeshes, bytes_of, made_meshes, named_space, space_named, write_meshes
 from ctrlnet.storage.places import matching, places_of
 from ctrlnet.storage.trees import read_tree, to_json, write_tree
 from ctrlnet.storage.versions import versions
@@ -132,8 +132,9 @@ def save(path: str | Path, problem: TrainingProblem, m: ControlsLike, history: H
         "are_classes": problem.average.sample.targets.are_classes,
         "reason": "" if history is None else history.reason, "versions": versions(),
     }
-    description["meshes"] = meshes.recipes()
-    size = meshes.bytes
+    description["meshes"] = recipes = meshes.recipes()
+    stored = meshes.stored(recipes)
+    size = bytes_of(stored)
     arrays = space.ordered(problem.control_set.arrays(controls))
     places = {"W": places_of(readout.space)} if "space" in description["readout"] else {}
     rows = {} if history is None else columns_of(history.iterations)
@@ -141,7 +142,7 @@ def save(path: str | Path, problem: TrainingProblem, m: ControlsLike, history: H
     with stop_annotating(), written_whole(path, comm) as part:
         on_root(comm, lambda: reserve(part, size))
         with CheckpointFile(str(part), "w", comm=comm) as file:
-            meshes.write(file)
+            write_meshes(file, stored)
         if comm.rank == 0:
             write_tree(part, _KIND, FORMAT, {
                 "description": to_json(description), "controls": arrays, "places": places, "history": rows}, "r+")

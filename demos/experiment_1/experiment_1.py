@@ -146,7 +146,7 @@ def outcome(seed):
         course[network] = dict(
             seconds=time.perf_counter() - began, loss=history.last.loss,
             work=work.units(len(train), family.operators.nodes, arguments.layers))
-        cn.save(run.folder / f"{network}_seed{seed}.h5", family.problem(train), found, history)
+        run.file(f"{network}_seed{seed}.h5", cn.save, family.problem(train), found, history)
         ways = {"rediscretised": lambda mesh, on=family, m=found: predicted(on.average(test, mesh), m)}
         ways |= elsewhere(network, found, seed) if network in OWN else {}
         for method, way in ways.items():
@@ -179,13 +179,10 @@ run.figures |= {f"{what}_{network}": float(np.mean([o[1][network][what] for o in
                 for network in arguments.networks for what in ("seconds", "work", "loss")}
 
 classes = outcomes[0][0]
-def confusions():
-    return {f"{network} at {n}x{n}, {method}": confusion(test.labels, classes[network, method][n], 10)
-                for network in arguments.networks if network in OWN for n in MESHES if n != OWN[network]
-                for method in (m for owner, m in classes if owner == network)}
-
-
-matrices, guesses = confusions(), classes[arguments.networks[-1], "rediscretised"][7]
+matrices = {f"{network} at {n}x{n}, {method}": confusion(test.labels, classes[network, method][n], 10)
+            for network in arguments.networks if network in OWN for n in MESHES if n != OWN[network]
+            for method in (m for owner, m in classes if owner == network)}
+guesses = classes[arguments.networks[-1], "rediscretised"][7]
 if matrices:
     run.figure("confusion.png", plot_confusion, matrices, columns=5)
 shown = np.concatenate([np.flatnonzero(guesses == test.labels)[:20], np.flatnonzero(guesses != test.labels)[:20]])

@@ -4,10 +4,11 @@ import math
 from functools import cached_property
 
 import numpy as np
-from firedrake import Function, FunctionSpace, SpatialCoordinate
+from firedrake import FunctionSpace
 
 import ctrlnet as cn
 from ctrlnet.fields import SIDE, globe_pixels, transferred_pixels
+from ctrlnet.fields.nodal_transfer import node_places
 from ctrlnet.operators import FullWeighting, sphere_hierarchy
 
 RADIUS = 14.0  # half a picture: the unit of length is about a pixel
@@ -92,7 +93,6 @@ class Globe:
 
 def gathered(V, fields):
     """Return the places (nodes, 3) and the values of Functions of a space, by name, at the nodes of all ranks."""
-    places = [Function(V).interpolate(x).dat.data_ro.copy() for x in SpatialCoordinate(V.mesh())]
-    parts = V.mesh().comm.allgather([*places, *(Y.dat.data_ro for Y in fields.values())])
-    x, y, z, *values = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return np.stack([x, y, z], axis=1), dict(zip(fields, values, strict=True))
+    parts = V.mesh().comm.allgather([node_places(V), *(Y.dat.data_ro for Y in fields.values())])
+    places, *values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return places, dict(zip(fields, values, strict=True))

@@ -70,7 +70,7 @@ def trained(seed):
             recorded=globe.mean(few, arguments.levels, arguments.shares), checkpoint=run.checkpoint(f"seed {seed}"))
         found = solver.solve()
     run.trained(solver.history)
-    cn.save(run.folder / f"seed{seed}.h5", problem, found, solver.history)
+    run.file(f"seed{seed}.h5", cn.save, problem, found, solver.history)
     return problem, found, time.perf_counter() - began
 
 
@@ -98,7 +98,7 @@ for number, seed in enumerate(arguments.seeds):
         table.row([str(seed), str(nodes), "yes" if level in arguments.levels else "no", *found, seconds])
     outcomes.append(outcome)
 
-run.figures |= {f"{name}": float(np.mean([o[name] for o in outcomes])) for name in outcomes[0]
+run.figures |= {name: float(np.mean([o[name] for o in outcomes])) for name in outcomes[0]
                 if outcomes[0][name] is not None}
 if len(outcomes) > 1:
     table = run.table(Column("nodes", 8), Column("mean of test %", 15, ".2f"), Column("spread", 8, ".2f"))
@@ -117,7 +117,7 @@ states = Prediction(
 shown = [states[k] for k in sorted({0, len(states) // 2, len(states) - 1})]
 places, fields = gathered(globe.space(finest), {
     f"Y{c}, t = {state.time:.1f}": Y for state in shown for c, Y in enumerate(state.features[:4])})
-write_states(run.folder / "states.pvd", states)
+run.file("states.pvd", write_states, states)
 run.figure("globe.png", plot_globes, places, fields, columns=min(4, arguments.features))
 run.say("")
 run.finish(seeds=outcomes)
