@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from ctrlnet.controls import Controls
 from ctrlnet.objective.work import Work
 from ctrlnet.optimise.journal import Journal
 from ctrlnet.storage.history import History, Iteration
+from ctrlnet.storage.interruption import Interruption
 
 __all__ = ["Callback", "Course", "Limits", "agreed_call"]
 
@@ -122,9 +121,9 @@ class Course:
         self.least = np.inf
         self._callback, self._accuracies = callback, accuracies
         self._began, self._paused = time.perf_counter(), 0.0
-        self._interrupted = self._stopped = False
-        self._depth = 0
-        self._handlers: dict[int, Any] = {}  # what the signals did before
+        self._stopped = False
+        self._contexts: list[Interruption] = []  # those entered
+        self._interruption = Interruption()  # the outermost of them
         self.first = 0
 
     def begin(self) -> None:
@@ -180,14 +179,14 @@ class Course:
 
     def interrupted(self) -> bool:
         """Whether Ctrl-C or SIGTERM came on any rank. Collective."""
-        return bool(self.comm.allreduce(int(self._interrupted), op=MPI.MAX))
+        return bool(self.comm.allreduce(int(self._interruption.came), op=MPI.MAX))
 
     def reason_to_stop(self, run: Limits | None = None) -> str | None:
         """Return why it is time to end, the same on every rank, or None; ``run`` are limits since :meth:`begin`."""
         limits, last = self.limits, self.history.last
         elapsed = limits.seconds is not None and last.seconds >= limits.seconds
         elapsed, interrupted = self.comm.allreduce(
-            np.array([elapsed, self._interrupted], dtype=int), op=MPI.SUM).astype(bool)
+            np.array([elapsed, self._interruption.came], dtype=int), op=MPI.SUM).astype(bool)
         if interrupted:
             return "interrupted"
         if self._stopped:
@@ -206,19 +205,9 @@ class Course:
     # Ctrl-C, or SIGTERM, ends the run after the iteration; a second one at once.
 
     def __enter__(self) -> Course:
-        if self._depth == 0 and threading.current_thread() is threading.main_thread():
-            self._handlers = {n: signal.signal(n, self._interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
-        self._depth += 1
+        self._contexts.append(Interruption())
+        self._interruption = self._contexts[-1].__enter__()
         return self
 
-    def _interrupt(self, number, frame) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
-        self._interrupted = True
-
-    def __exit__(self, *_) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
-            self._handlers = {}
+    def __exit__(self, *raised: Any) -> None:
+        self._contexts.pop().__exit__(*raised)

@@ -26,6 +26,7 @@ from ctrlnet.optimise.tao import TaoOptimiser
 from ctrlnet.optimise.training import LevelResult, journal_of, train
 from ctrlnet.storage.checkpoints import Checkpoint
 from ctrlnet.storage.history import Iteration
+from ctrlnet.storage.interruption import Interruption
 
 __all__ = ["train_multiscale"]
 
@@ -38,7 +39,7 @@ def train_multiscale(
 ) -> list[LevelResult]:
     """Train the levels from coarse to fine, each from what the one before learned; return the result of each.
 
-    After Ctrl-C or SIGTERM no further level is begun.
+    After Ctrl-C or SIGTERM no further level is trained: one that came between two levels ends the next at its start.
 
     Parameters
     ----------
@@ -76,21 +77,22 @@ def train_multiscale(
     journal = journal_of(checkpoint, problems, m, rng, schedule)
     results: list[LevelResult] = []
     run: Any = None  # of the level before: a TaoOptimiser, since only the finest level draws samples
-    for number, problem in enumerate(problems):
-        make: Callable = TaoOptimiser
-        if results:
-            last = results[-1]
-            with stop_annotating():
-                m = _deepened(last, problem).extended(last.problem.readout.prolong(last.controls, problem.readout))
-            if carry_secants and _same_coordinates(last.problem, problem):
-                make = run.over
-        report = None if callback is None else (lambda i, level=number: callback(level, i))
-        result, run = train(
-            make, problem, m, Limits(limits[number], relative_gradient),
-            rng if number == len(problems) - 1 else None, schedule, callback=report, journal=journal)
-        results.append(result)
-        if result.history.reason == "interrupted":
-            break
+    with Interruption():
+        for number, problem in enumerate(problems):
+            make: Callable = TaoOptimiser
+            if results:
+                last = results[-1]
+                with stop_annotating():
+                    m = _deepened(last, problem).extended(last.problem.readout.prolong(last.controls, problem.readout))
+                if carry_secants and _same_coordinates(last.problem, problem):
+                    make = run.over
+            report = None if callback is None else (lambda i, level=number: callback(level, i))
+            result, run = train(
+                make, problem, m, Limits(limits[number], relative_gradient),
+                rng if number == len(problems) - 1 else None, schedule, callback=report, journal=journal)
+            results.append(result)
+            if result.history.reason == "interrupted":
+                break
     return results
 
 

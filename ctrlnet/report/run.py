@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctrlnet.report.progress import LevelProgress, Progress
@@ -59,7 +62,9 @@ class Run:
         self.settings, self.folder = vars(arguments), Path(arguments.output)
         self.figures: dict[str, float] = {}
         self._missing: list[str] = []  # what could not be drawn or written, on rank 0
+        self._handlers: dict[int, Any] = {}  # what the signals did before
         self._try_folder()
+        self._handle_signals()
 
     def _try_folder(self) -> None:
         from ctrlnet.storage.atomic import on_root, try_to_write  # here, because its room imports Firedrake
@@ -95,9 +100,32 @@ class Run:
             return
         self.say("\ninterrupted")
         self._write(histories=[history.as_dict() for history in histories])
-        self.say(f"What was trained is in {self.folder}/checkpoints/, the figures so far in {self.folder}/{RESULTS}; "
-                 "--resume goes on.")
+        self._say_what_is_kept(f", the figures so far in {self.folder}/{RESULTS}")
+        self._restore_signals()
         raise SystemExit(130)
+
+    def _say_what_is_kept(self, more: str = "") -> None:
+        kept = any((self.folder / "checkpoints").glob("*.h5"))
+        self.say(f"What was trained is in {self.folder}/checkpoints/{more}; --resume goes on." if kept
+                 else "Nothing was trained yet.")
+
+    def _handle_signals(self) -> None:
+        """Answer Ctrl-C and SIGTERM outside of a training, where nothing is put off, by words and exit status 130."""
+        from ctrlnet.storage.interruption import SIGNALS
+
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._end) for number in SIGNALS}
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._restore_signals()  # a second one ends at once
+        self.say("\ninterrupted")
+        self._say_what_is_kept()
+        raise SystemExit(130)
+
+    def _restore_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def figure(self, name: str, plot: Callable[..., None], *arguments: Any, **options: Any) -> None:
         """Draw a figure by a function of :mod:`ctrlnet.report`, on rank 0; go on if it cannot be drawn."""
@@ -165,6 +193,7 @@ class Run:
             With status 1, if a figure could not be drawn or the results not written.
         """
         self._write(**extra)
+        self._restore_signals()
         self.say(f"{said}: {self.folder}/")
         missing = self.comm.bcast(self._missing)
         if missing:

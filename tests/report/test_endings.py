@@ -8,7 +8,10 @@ import sys
 import time
 
 import pytest
+from firedrake import COMM_WORLD
 from support.demos import ROOT, script
+
+import ctrlnet as cn
 
 QUICK = ("--train", "400", "--test", "50", "--levels", "7", "14", "28", "--draw", "50")
 
@@ -40,12 +43,11 @@ def test_ctrl_c_keeps_what_was_trained_says_where_and_goes_on(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "levels.h5"
     while not checkpoint.is_file() and process.poll() is None:
         time.sleep(0.05)
-    time.sleep(0.5)
+    time.sleep(0.5)  # in a training or between two of them
     process.send_signal(signal.SIGINT)
     code, said = ended(process)
     assert code == 130 and "Traceback" not in said, said
     assert "interrupted" in said and "What was trained is in" in said and "--resume goes on" in said
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["histories"][-1]["reason"] == "interrupted"
     code, _ = ended(start(tmp_path / "run", *QUICK, "--resume"))
     assert code == 0
     expected, found = (json.loads((f / "results.json").read_text())["figures"] for f in (whole, tmp_path / "run"))
@@ -86,6 +88,54 @@ def run_script(what, folder, before=""):
         [sys.executable, "-c", text, str(folder)], capture_output=True, text=True, timeout=300,
         env=os.environ | {"PYTHONPATH": str(ROOT)})
     return done.returncode, done.stdout + done.stderr
+
+
+STOP = "os.kill(os.getpid(), signal.{signal})"
+# Where a signal may find a script: in an iteration, where a level passes on to the next, after the trainings.
+MOMENTS = {
+    "iteration": "stop_at = lambda iteration: STOP if iteration.number == 2 else None",
+    "between levels": (
+        "stop_at, prolong = None, cn.Readout.prolong\n"
+        "def passing_on(*arguments):\n    STOP\n    return prolong(*arguments)\n"
+        "cn.Readout.prolong = passing_on"),
+    "evaluation": "stop_at = None",
+}
+
+
+@pytest.mark.parametrize("moment, signal_name", [
+    ("iteration", "SIGINT"), ("iteration", "SIGTERM"), ("between levels", "SIGINT"), ("evaluation", "SIGTERM")])
+def test_a_signal_at_any_moment_keeps_what_was_trained(moment, signal_name, tmp_path):
+    stop = STOP.format(signal=signal_name)
+    before = "import os, signal\n" + MOMENTS[moment].replace("STOP", stop)
+    before += '''
+_, history = TRAININGS["multiscale"](problem_of(), callback=stop_at, checkpoint=run.checkpoint("levels"))
+run.trained(history)
+print("trained")
+''' + (stop if moment == "evaluation" else "")
+    code, said = run_script("pass", tmp_path, before)
+    assert code == 130 and "Traceback" not in said, said
+    assert "interrupted" in said and "What was trained is in" in said
+    assert ("trained\n" in said.replace("What was trained", "")) == (moment == "evaluation")
+    assert cn.storage.Checkpoint(tmp_path / "checkpoints" / "levels.h5", resume=True).read(COMM_WORLD) is not None
+    if moment != "evaluation":
+        assert json.loads((tmp_path / "results.json").read_text())["histories"][-1]["reason"] == "interrupted"
+
+
+def test_a_signal_before_the_first_training_says_that_there_is_none(tmp_path):
+    code, said = run_script("pass", tmp_path, "import os, signal\n" + STOP.format(signal="SIGTERM"))
+    assert code == 130 and "Nothing was trained yet" in said and "Traceback" not in said
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    stop = STOP.format(signal="SIGINT")
+    code, said = run_script("pass", tmp_path, f'''
+import os, signal
+def twice(iteration):
+    {stop}
+    {stop}
+TRAININGS["multiscale"](problem_of(), callback=twice)
+''')
+    assert code not in (0, 130) and "KeyboardInterrupt" in said
 
 
 def test_a_figure_that_cannot_be_drawn_loses_nothing_else(tmp_path):
