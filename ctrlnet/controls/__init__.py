@@ -7,9 +7,11 @@ from ctrlnet.controls.coordinates import Coordinates, InnerProduct
 from ctrlnet.controls.linear_map import mapped, products_of
 from ctrlnet.controls.numbers import numbers_space
 from ctrlnet.controls.parts import DistributedPart, Part, ReplicatedPart
+from ctrlnet.controls.replicated import replicated
 from ctrlnet.controls.spaces import ControlSpace
 
 __all__ = [
     "ControlSet", "ControlSpace", "Controls", "ControlsLike", "Coordinates", "DistributedPart", "InnerProduct", "Part",
     "ReplicatedPart", "as_controls", "check_same", "check_same_generators", "mapped", "numbers_space", "products_of",
+    "replicated",
 ]

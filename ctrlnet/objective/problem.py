@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from firedrake import Ensemble, Function
 from firedrake.adjoint import Control, ReducedFunctional
-from pyadjoint import AdjFloat, Block, annotate_tape, get_working_tape, stop_annotating
+from mpi4py import MPI
+from pyadjoint import AdjFloat, Block, Tape, annotate_tape, get_working_tape, stop_annotating
+from pyadjoint.enlisting import Enlist
 
-from ctrlnet.controls import Controls, ControlSet, ControlsLike, Coordinates, as_controls, check_same
+from ctrlnet.controls import Controls, ControlSet, ControlsLike, Coordinates, as_controls, check_same, replicated
 from ctrlnet.errors import NotPickled
 from ctrlnet.fields.inputs import NodalMap
 from ctrlnet.fields.sample import Sample
@@ -81,6 +83,17 @@ class ObjectiveBlock(Block):
         idx: int, relevant_dependencies: Any, prepared: Any = None,
     ) -> Any:
         return prepared[idx]
+
+
+class _OnRanks(ReducedFunctional):
+    """A functional of controls of which every rank holds some whole and others in part."""
+
+    def __init__(self, J: AdjFloat, controls: list[Control], tape: Tape, comm: MPI.Comm):
+        super().__init__(J, controls, tape=tape)
+        self._comm = comm
+
+    def __call__(self, values: Any) -> Any:
+        return super().__call__([replicated(value, self._comm) for value in Enlist(values)])
 
 
 class TrainingProblem(NotPickled):
@@ -220,10 +233,10 @@ class TrainingProblem(NotPickled):
 
     def reduced_functional(self, m: ControlsLike) -> ReducedFunctional:
         """Return the objective as a pyadjoint ReducedFunctional of all controls, on a tape of its own."""
-        controls = self.control_set.controls(m)
+        comm = self.average.comm
+        controls = self.control_set.controls([replicated(c, comm) for c in self.control_set.controls(m)])
         with own_tape() as tape:
-            J = self.functional(controls)
-            return ReducedFunctional(J, [Control(c) for c in controls], tape=tape)
+            return _OnRanks(self.functional(controls), [Control(c) for c in controls], tape, comm)
 
     def accuracy(self, sample: Sample, m: ControlsLike) -> float:
         """Return the share of correctly classified images of any sample, on the network's own mesh."""

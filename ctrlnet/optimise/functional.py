@@ -9,10 +9,10 @@ import numpy as np
 from firedrake import Cofunction, Function
 from firedrake.adjoint import Control
 from mpi4py import MPI
+from pyadjoint import AdjFloat, ReducedFunctional, Tape
 from pyadjoint.enlisting import Enlist
-from pyadjoint.reduced_functional import AbstractReducedFunctional
 
-from ctrlnet.controls import Controls
+from ctrlnet.controls import Controls, replicated
 from ctrlnet.objective.average import Average
 from ctrlnet.objective.point import Point
 from ctrlnet.objective.problem import TrainingProblem
@@ -96,7 +96,7 @@ class ProjectedOn(Functional, Protocol):
         """Return the functional of another average, starting at m with this one's last classifier."""
 
 
-class OfProblem(AbstractReducedFunctional):
+class OfProblem(ReducedFunctional):
     """What the functionals of a training problem share of pyadjoint's interface and of :class:`Functional`.
 
     Parameters
@@ -107,16 +107,20 @@ class OfProblem(AbstractReducedFunctional):
         The controls that are free; their values are the starting point.
     riesz_map
         Inner product of the controls, as in :class:`pyadjoint.Control`.
+
+    Attributes
+    ----------
+    scale : float
+        Factor of values and derivatives, which pyadjoint's ``minimize`` and ``maximize`` set.
     """
+
+    problem: TrainingProblem
 
     def __init__(self, problem: TrainingProblem, m: Controls, riesz_map: str):
         self.problem, self.names = problem, m.names
         problem.check_same_on_all_ranks(m)
-        self._controls = Enlist([Control(c, riesz_map=riesz_map) for c in m])
-
-    @property
-    def controls(self) -> Enlist:
-        return self._controls
+        controls = [Control(replicated(c, self.comm), riesz_map=riesz_map) for c in m]
+        super().__init__(AdjFloat(0.0), controls, tape=Tape())  # nothing is ever on the tape: the value is computed
 
     @property
     def work(self) -> Work:
@@ -136,7 +140,10 @@ class OfProblem(AbstractReducedFunctional):
         return sum(d._ad_dot(g) for d, g in zip(Enlist(m_dot), derivative, strict=True))
 
     def _returned(self, derivative: Sequence[Cofunction], apply_riesz: bool) -> list[Cofunction]:
-        """Return a derivative the way pyadjoint has it; with ``apply_riesz`` as Functions."""
+        """Return a derivative, scaled, the way pyadjoint has it; with ``apply_riesz`` as Functions."""
+        if self.scale != 1.0:
+            derivative = [g._ad_mul(self.scale) for g in derivative]
+        derivative = [replicated(g, self.comm) for g in derivative]
         if apply_riesz:
             derivative = [c.control._ad_convert_riesz(g, riesz_map=c.riesz_map)
                           for c, g in zip(self._controls, derivative, strict=True)]

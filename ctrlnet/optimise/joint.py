@@ -64,7 +64,7 @@ class JointFunctional(OfProblem):
         """Return the objective. Raises :class:`~ctrlnet.PropagationError` if a state is not finite."""
         self._point = self.all_controls(Enlist(values))
         self._last = self._objective.at(self._point)
-        return AdjFloat(self._last.value())
+        return AdjFloat(self.scale * self._last.value())
 
     def state(self) -> Halves:
         return ({} if self._point is None else {"controls": self.problem.control_set.arrays(self._point)}), {}

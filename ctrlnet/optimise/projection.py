@@ -165,7 +165,7 @@ class ProjectedFunctional(OfProblem):
         self._start = self.solution.W, self.solution.beta
         self._point, self._at, self._derivative, self._solver = point, at, None, None
         self._clock[0] += time.perf_counter() - began
-        return AdjFloat(self.solution.value + regularisation.value(self._point))
+        return AdjFloat(self.scale * (self.solution.value + regularisation.value(self._point)))
 
     def _require_point(self) -> None:
         if self.solution is None:
