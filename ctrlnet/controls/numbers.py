@@ -6,6 +6,9 @@ from functools import cache
 
 from firedrake import COMM_SELF, UnitIntervalMesh, VectorFunctionSpace
 from firedrake.functionspaceimpl import WithGeometry
+from firedrake.mesh import MeshGeometry
+
+from ctrlnet.controls.own_meshes import own_mesh
 
 __all__ = ["numbers_space"]
 
@@ -16,4 +19,10 @@ def numbers_space(count: int) -> WithGeometry:
 
     Its mesh is the unit interval with one cell, so that ``inner(u, u) * dx`` is the sum of the squares.
     """
-    return VectorFunctionSpace(UnitIntervalMesh(1, comm=COMM_SELF), "DG", 0, dim=count)
+    return VectorFunctionSpace(_mesh(), "DG", 0, dim=count)
+
+
+@cache
+def _mesh() -> MeshGeometry:
+    return own_mesh(UnitIntervalMesh(1, comm=COMM_SELF), "ctrlnet_numbers")
+

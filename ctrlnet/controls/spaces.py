@@ -37,6 +37,7 @@ from pyadjoint import stop_annotating
 from ctrlnet.controls.control_set import ControlSet
 from ctrlnet.controls.controls import Controls, ControlsLike
 from ctrlnet.controls.linear_map import mapped
+from ctrlnet.controls.own_meshes import own_mesh
 from ctrlnet.controls.parts import ReplicatedPart
 from ctrlnet.errors import NotPickled
 
@@ -73,6 +74,9 @@ class ControlSpace(NotPickled):
         Vector spaces on the time mesh. A value of s is the C-order flattening of ``s[j, out, in]``.
     control_set : ControlSet
         The controls ``s``, ``b`` and the parameters, by their names.
+    mesh
+        Of time, on every rank the whole of it. Its name is the same in every process, so that Firedrake's
+        CheckpointFile can load onto it: ``s.assign(file.load_function(space.mesh, "s"))``.
 
     Raises
     ------
@@ -107,7 +111,8 @@ class ControlSpace(NotPickled):
         self.T, self.cells, self.degree = float(T), cells, degree
         self.operators, self.features, self.parameters = operators, features, parameters
         self._hierarchy, self._level = hierarchy, level
-        self.mesh = hierarchy[level]
+        # A finer level has the parts of its coarser ones' cells in another order than a mesh of as many cells.
+        self.mesh = own_mesh(hierarchy[level], f"ctrlnet_time_{self.T!r}_{cells >> level}x{2**level}")
         family = "CG" if degree else "DG"
         self._scalar_space = FunctionSpace(self.mesh, family, degree)
         self.s_space = VectorFunctionSpace(self.mesh, family, degree, dim=operators * features**2)
