@@ -104,9 +104,9 @@ class UserDynamics:
     ----------
     residual
         Called with the state, the test function and the :class:`Layer`; returns F. State and test function are vectors
-        (C,), or tuples of such where there are several parts. They live on a mesh of the integrator's, whose
-        ``SpatialCoordinate`` starts with the coordinates of the network's mesh; gradients may have one more
-        component, which is zero. Boundary conditions are the form's own, natural ones.
+        (C,) on the network's mesh, or tuples of such where there are several parts. The form may have coefficients,
+        Functions on that mesh whose values may change later, and integrals over its boundary and facets, ``ds`` and
+        ``dS``. Boundary conditions are the form's own, natural ones.
     parts
         Fields of the state. Images start the first, which the readout sees; the others start at zero. A part
         without ``Dt`` is algebraic: its equation is a constraint, for implicit schemes.

@@ -15,6 +15,7 @@ from ufl.core.expr import Expr
 from ctrlnet.dynamics.system import RightHandSide
 from ctrlnet.dynamics.user_defined import Layer, UserDynamics
 from ctrlnet.integrators.base import control_times
+from ctrlnet.integrators.layered_forms import on_layers
 from ctrlnet.integrators.taped import StepSpaces, TapedEngine
 from ctrlnet.operators.assembled import Operators
 
@@ -122,8 +123,9 @@ class Irksome:
             )
         if precision != "double":
             raise ValueError(f"Irksome's steps are in double precision; received precision {precision!r}.")
-        equation = _Equation(dynamics.form, operators, self.nodes)
-        equation.check(StepSpaces(operators, features, dynamics.parts, self.images))
+        plane = StepSpaces(operators, features, dynamics.parts, 1)
+        equation = _Equation(dynamics.form, operators, self.nodes, plane)
+        equation.check(plane if self.images == 1 else StepSpaces(operators, features, dynamics.parts, self.images))
         linear = {key: value for key, value in self._parameters.items() if not key.startswith("snes")}
         return TapedEngine(
             lambda *step: self._step(equation, *step), operators, features, dynamics.parts, self.images,
@@ -164,12 +166,26 @@ class Irksome:
 class _Equation:
     """The residual of user-written dynamics with controls that vary within a step."""
 
-    def __init__(self, dynamics: UserDynamics, operators: Operators, nodes: Sequence[float]):
-        self._dynamics, self._operators, self._nodes = dynamics, operators, nodes
+    def __init__(self, dynamics: UserDynamics, operators: Operators, nodes: Sequence[float], plane: StepSpaces):
+        self._dynamics, self._operators, self._nodes, self._plane = dynamics, operators, nodes, plane
         self.parts = dynamics.parts
 
     def residual(self, state: Function, s: Sequence[Function], b: Sequence[Function], place: Expr) -> ufl.Form:
         r"""Return F; its controls are those of the stages at the nodes, and polynomials of the place in the step."""
+        mesh, layered = self._operators.mesh, state.function_space().mesh().unique()
+        if layered is mesh:
+            return self._of_one(state, s, b, place)
+        spaces = self._plane
+        U, *controls = (Function(V) for V in (spaces.state, *[spaces.s] * len(s), *[spaces.b] * len(b)))
+        F = self._of_one(U, controls[: len(s)], controls[len(s) :], place)
+        if not isinstance(F, ufl.Form):
+            return F
+        places = dict(zip((U, *controls), (state, *s, *b), strict=True))
+        return on_layers(
+            F, mesh, layered, places | {TestFunction(spaces.state): TestFunction(state.function_space())})
+
+    def _of_one(self, state: Function, s: Sequence[Function], b: Sequence[Function], place: Expr) -> ufl.Form:
+        """Return F as the user writes it, for one image on the network's mesh."""
         layer = Layer(self._operators, _through(s, self._nodes, place), _through(b, self._nodes, place))
         v = TestFunction(state.function_space())
         if self.parts == 1:

@@ -146,6 +146,10 @@ class TapedRun:
         for block in tape.get_blocks():
             if isinstance(block, NonlinearVariationalSolveBlock):
                 block._assembled_solve = self._tangent_solve
+            for read in block.get_dependencies():
+                # Coefficients of the form have the values that they have when the tape is replayed.
+                if read.output.block_variable is read and all(read.output is not control for control in inputs):
+                    read.checkpoint = None
         return functional
 
     def _tangent_solve(self, A, right, out, bcs, **kwargs):
