@@ -32,6 +32,7 @@ from ctrlnet.objective.image_columns import ImageColumns, ImageReading
 from ctrlnet.objective.image_split import ImageSplit
 from ctrlnet.objective.readout_controls import ReadoutControls, check_regularisation
 from ctrlnet.operators.forms import lumped_dx
+from ctrlnet.operators.halo import destroy_what_waits
 from ctrlnet.operators.intergrid import interpolation_matrix
 
 __all__ = ["Readout"]
@@ -70,8 +71,8 @@ class Readout(ReadoutControls):
     Raises
     ------
     ValueError
-        If there is no class, the readout space is not scalar or is that of constants, or its mesh does
-        not cover the network's.
+        If there is no class, the readout space is not scalar, is of a degree above 1 or that of constants, or its mesh
+        does not cover the network's.
     """
 
     def __init__(self, network: Network, classes: int, space: WithGeometry | None = None):
@@ -150,6 +151,7 @@ class Readout(ReadoutControls):
     def regularisation_matrix(self, gradient: float = 0.0, size: float = 0.0) -> sp.csc_matrix:
         r"""Return :math:`\rho K + \epsilon M_L` on the readout space, all rows on every rank."""
         check_regularisation(gradient, size)
+        destroy_what_waits(self.comm)
         u, v = TrialFunction(self.space), TestFunction(self.space)
         form = Constant(gradient) * inner(grad(u), grad(v)) * dx + Constant(size) * u * v * lumped_dx()
         start, columns, values = assemble(form).petscmat.getValuesCSR()
@@ -183,4 +185,8 @@ def _checked(space: WithGeometry) -> WithGeometry:
             "FunctionSpace(mesh, 'CG', 1); for the mean over all space, FunctionSpace(mesh, 'DG', 0) on a mesh of one "
             "cell that covers the domain."
         )
+    if np.max(space.ufl_element().degree()) > 1:
+        raise ValueError(
+            "A readout is regularised by a lumped mass, which spaces of degree 0 and 1 have; received "
+            f"{space.ufl_element()}. Use FunctionSpace(mesh, 'CG', 1), on a finer mesh for more detail.")
     return space

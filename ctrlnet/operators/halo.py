@@ -8,7 +8,7 @@ import numpy as np
 from mpi4py import MPI
 from petsc4py import PETSc
 
-__all__ = ["Halo"]
+__all__ = ["Halo", "destroy_what_waits"]
 
 
 # One object of all ranks, from the first halo that they share until Python ends.
@@ -24,6 +24,16 @@ def _keep_all_until_the_end(comm: MPI.Comm) -> None:
     """
     if not _KEPT and MPI.Comm.Compare(comm, PETSc.COMM_WORLD.tompi4py()) in (MPI.IDENT, MPI.CONGRUENT):
         _KEPT.append(PETSc.IS().createGeneral(np.zeros(0, dtype=PETSc.IntType), comm=PETSc.COMM_WORLD))
+
+
+def destroy_what_waits(comm: MPI.Comm) -> None:
+    """Destroy what PETSc holds on several ranks and Python has let go of: it waits until all do so. Collective.
+
+    Called where operators, transfers and readouts are made and where iterations end, so that no process grows with
+    their number.
+    """
+    if comm.size > 1:
+        PETSc.garbage_cleanup(comm)
 
 
 class Halo:
@@ -49,9 +59,7 @@ class Halo:
         self.ghosts = int(ghost_numbers.size)
         self._forest: PETSc.SF | None = None
         if comm.size > 1:
-            # What PETSc holds on several ranks waits, once Python has let go of it, until all destroy it together.
-            # Every set of operators and every transfer has a halo, so that this is the place that all of them come by.
-            PETSc.garbage_cleanup(comm)
+            destroy_what_waits(comm)
             _keep_all_until_the_end(comm)
             ends = np.cumsum(comm.allgather(owned))
             rank = np.searchsorted(ends, ghost_numbers, side="right")

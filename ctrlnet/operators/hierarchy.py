@@ -22,6 +22,7 @@ from petsc4py import PETSc
 from pyadjoint import stop_annotating
 
 from ctrlnet.operators.assembled import Operators
+from ctrlnet.operators.halo import destroy_what_waits
 
 __all__ = [
     "NestingError", "interpolation_matrix", "levels_of_a_surface", "matrix_from_entries", "not_covered",
@@ -52,6 +53,7 @@ def interpolation_matrix(source: WithGeometry, target: WithGeometry) -> PETSc.Ma
     NestingError
         If a node of the target is far outside of the source mesh.
     """
+    destroy_what_waits(target.mesh().comm)  # interpolation between meshes leaves much
     with stop_annotating():
         levels = levels_of_a_surface(source, target)
         if not levels:

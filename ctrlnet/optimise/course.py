@@ -14,6 +14,7 @@ from mpi4py import MPI
 
 from ctrlnet.controls import Controls
 from ctrlnet.objective.work import Work
+from ctrlnet.operators.halo import destroy_what_waits
 from ctrlnet.optimise.journal import Journal
 from ctrlnet.storage.history import History, Iteration
 from ctrlnet.storage.interruption import Interruption
@@ -149,6 +150,8 @@ class Course:
         gradient_norm: float, step: float, number: int, krylov: int = 0, images: int = 0,
     ) -> None:
         """Note an iterate; see :class:`Iteration`."""
+        destroy_what_waits(self.comm)
+
         def measured() -> Iteration:
             seconds, accuracies = self.seconds, {}
             if self._accuracies is not None:
