@@ -19,7 +19,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 
-.PHONY: help install demo test test-all bench kill lint doctor clean
+.PHONY: help install demo test test-all bench kill fuzz lint doctor clean
 
 help:
 	@echo 'make demo      learn handwritten digits on three meshes in turn (ARGS="--help" lists its arguments)'
@@ -27,6 +27,7 @@ help:
 	@echo 'make test-all  all tests'
 	@echo 'make bench     the speed of the propagation, beside PyTorch'
 	@echo 'make kill      trainings that are killed at random moments and go on (ARGS="--moments 50 --seed 0")'
+	@echo 'make fuzz      random uses of the public calls (ARGS="--uses 10000 --seed 0 --minutes 60")'
 	@echo 'make lint      ruff, the plan of the house (tests/architecture.py), types (mypy)'
 	@echo 'make install   the set-up alone, which the targets above do first (PYTHON=... chooses the interpreter)'
 	@echo 'make doctor    versions, and one PDE on one and on two ranks: what is wrong, if something is'
@@ -50,6 +51,9 @@ bench: install
 
 kill: install
 	@$(run) tests/kill.py $(ARGS)
+
+fuzz: install
+	@$(run) tests/fuzz $(ARGS)
 
 lint: install
 	@$(run) -m ruff check .

@@ -172,7 +172,14 @@ class ControlSpace(NotPickled):
         """Return controls with normal coefficients s of standard deviation ``scale``; the others are zero.
 
         The draw runs along time, so it does not depend on the mesh's numbering or on the rank count.
+
+        Raises
+        ------
+        ValueError
+            If the standard deviation is negative or not finite.
         """
+        if not 0 <= scale < np.inf:
+            raise ValueError(f"Coefficients are drawn with a standard deviation from 0, received scale={scale!r}.")
         out = self.zero()
         out.s.dat.data[self._order] = scale * rng.standard_normal(out.s.dat.data_ro.shape)
         return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
 
 import numpy as np
 from firedrake import VectorFunctionSpace
@@ -83,9 +84,10 @@ class Network(NotPickled):
                 f"given ({', '.join(self.operators.names)}). Build it as ControlSpace(T, cells, operators, features)."
             )
         self.control_space = control_space
-        self.steps = control_space.cells if steps is None else steps
-        if self.steps < 1:
-            raise ValueError(f"A network needs at least one layer, received steps={steps!r}.")
+        count = control_space.cells if steps is None else steps
+        if not isinstance(count, Integral) or count < 1:
+            raise ValueError(f"A network needs a whole number of layers, at least one; received steps={steps!r}.")
+        self.steps = int(count)
 
     def _check_parameters(self) -> None:
         learned, given = self.dynamics.parameters, self.control_space.parameters

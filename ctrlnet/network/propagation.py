@@ -11,6 +11,7 @@ from mpi4py import MPI
 from pyadjoint import Block, annotate_tape, get_working_tape, stop_annotating
 
 from ctrlnet.controls import ControlsLike
+from ctrlnet.errors import PropagationError
 from ctrlnet.network.network import Network
 
 __all__ = ["PropagationBlock", "propagate"]
@@ -74,7 +75,13 @@ class PropagationBlock(Block):
         return field if cofunction is None else self._unpack(cofunction.dat.data_ro, field)
 
     def recompute_component(self, inputs: Sequence[Any], block_variable: Any, idx: int, prepared: Any) -> Any:
-        return self._pack(self._forward(inputs)[2], Function(self.state_space))
+        final = self._forward(inputs)[2]
+        if not self.network.comm.allreduce(bool(np.isfinite(final[:, :, : self.images]).all()), op=MPI.LAND):
+            raise PropagationError(
+                f"The state at time {self.network.control_space.T:g} is not finite after {self.network.steps} layers. "
+                "Take more layers, a shorter time, smaller controls, or a scheme that is stable for longer steps; and "
+                "see that the controls and the initial state are finite.")
+        return self._pack(final, Function(self.state_space))
 
     def prepare_evaluate_adj(self, inputs: Sequence[Any], adj_inputs: Sequence[Any], relevant_dependencies: Any) -> Any:
         controls, trajectory, _ = self._forward(inputs)
@@ -128,6 +135,8 @@ def propagate(network: Network, m: ControlsLike, Y0: Function) -> Function:
     ValueError
         If Y0 lives on another mesh than the operators, or its components are not a multiple of C; if a control is
         missing, or no Function in its space.
+    PropagationError
+        If the state at time T is not finite.
     """
     space = Y0.function_space()
     if space.mesh() is not network.operators.mesh:

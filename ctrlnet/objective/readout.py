@@ -179,7 +179,7 @@ class Readout(ReadoutControls):
 
 
 def _checked(space: WithGeometry) -> WithGeometry:
-    if space.value_size != 1 or space.ufl_element().family() == "Real":
+    if space.value_shape or space.ufl_element().family() == "Real":
         raise ValueError(
             f"A readout needs a scalar space with nodes on a mesh, received {space.ufl_element()}. Use "
             "FunctionSpace(mesh, 'CG', 1); for the mean over all space, FunctionSpace(mesh, 'DG', 0) on a mesh of one "

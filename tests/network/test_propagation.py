@@ -8,7 +8,9 @@ import ufl
 from firedrake import Function, FunctionSpace, UnitIntervalMesh, VectorFunctionSpace, assemble, dx, inner
 from firedrake.adjoint import Control, ReducedFunctional
 from pyadjoint import get_working_tape
+from support.networks import small_network
 
+import ctrlnet as cn
 from ctrlnet import Activation, ControlSpace, FixedOpening, Network, low_order_operators, propagate
 from ctrlnet.network.propagation import PropagationBlock
 
@@ -146,7 +148,7 @@ class TestNetwork:
             Network(self.D, ControlSpace(1.0, 2, 5, 2))
 
     def test_zero_layers(self):
-        with pytest.raises(ValueError, match=r"at least one layer, received steps=0"):
+        with pytest.raises(ValueError, match=r"number of layers, at least one; received steps=0"):
             Network(self.D, ControlSpace(1.0, 2, self.D, 2), steps=0)
 
     @pytest.mark.parametrize("matrix", [[1.0], [1.0, 0.0, 0.0], [[1.0, 0.0]]])
@@ -173,3 +175,18 @@ class TestNetwork:
         assert deeper.operators is network.operators and deeper.opening is network.opening
         moved = deeper.on(FunctionSpace(UnitIntervalMesh(6), "CG", 1))
         assert moved.operators.nodes == 7 and moved.steps == 5 and moved.control_space is network.control_space
+
+
+@pytest.mark.parametrize("steps", [1.5, "3", float("nan")])
+def test_a_number_of_layers_that_is_none_is_refused(steps):
+    with pytest.raises(ValueError, match="a whole number of layers"):
+        small_network().with_depth(steps=steps)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_a_state_that_is_not_finite_is_an_error(value):
+    network = small_network(dynamics=cn.Residual(cn.identity))
+    m, Y0 = network.control_space.random(np.random.default_rng(0)), Function(network.state_space(1)).assign(1.0)
+    m.s.assign(value)
+    with pytest.raises(cn.PropagationError, match="is not finite after 3 layers"):
+        cn.propagate(network, m, Y0)
