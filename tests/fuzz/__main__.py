@@ -1,8 +1,8 @@
 """Random networks, meshes, samples and options through the public calls, each in a process that may die.
 
-``make fuzz`` runs it; ``ARGS="--uses 10000 --seed 0 --minutes 60"``. Forbidden are a crash of the interpreter, a hang, a
-number that is not finite or not what an oracle says without an exception, and an exception of another library without
-ours around it. The smallest description of each kind of failure is printed; it ends with 1 if there is one.
+``make fuzz`` runs it; ``ARGS="--uses 10000 --seed 0 --minutes 60"``. Forbidden are a crash of the interpreter, a hang,
+a number that is not finite or not what an oracle says without an exception, and an exception of another library
+without ours around it. The smallest description of each kind of failure is printed; it ends with 1 if there is one.
 """
 
 from __future__ import annotations
