@@ -27,6 +27,8 @@ class Integrator(Protocol):
         Order of convergence in h where state and controls are smooth.
     nodes
         The c_i, in [0, 1].
+    explicit
+        Whether it applies the network explicitly, so that its steps have a bound of stability.
     """
 
     @property
@@ -34,6 +36,9 @@ class Integrator(Protocol):
 
     @property
     def nodes(self) -> tuple[float, ...]: ...
+
+    @property
+    def explicit(self) -> bool: ...
 
     def control_times(self, T: float, steps: int) -> np.ndarray:
         """Return the times at which the steps take their controls, (steps * m,)."""
@@ -63,7 +68,7 @@ class FormulaScheme(ABC):
 
     Attributes
     ----------
-    order, nodes
+    order, nodes, explicit
         See :class:`Integrator`.
     """
 
@@ -74,6 +79,10 @@ class FormulaScheme(ABC):
     @property
     def nodes(self) -> tuple[float, ...]:
         return (0.0,)
+
+    @property
+    def explicit(self) -> bool:
+        return self.newton() is None
 
     def control_times(self, T: float, steps: int) -> np.ndarray:
         """Return the times at which the steps take their controls; see :func:`control_times`."""

@@ -102,6 +102,10 @@ class Irksome:
         """The different times in a step at which it takes the controls."""
         return tuple(float(c) for c in np.unique(np.round(self.tableau.c, 14)))
 
+    @property
+    def explicit(self) -> bool:
+        return self.tableau.is_explicit
+
     def control_times(self, T: float, steps: int) -> np.ndarray:
         """Return the times at which the steps take their controls; see :func:`control_times`."""
         return control_times(self.nodes, T, steps)

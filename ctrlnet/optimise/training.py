@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ctrlnet.controls import Controls, ControlsLike
+from ctrlnet.network.stability import warn_of_long_steps
 from ctrlnet.objective.prediction import Prediction, Predicts
 from ctrlnet.objective.problem import TrainingProblem
 from ctrlnet.objective.work import Work
@@ -119,6 +120,7 @@ def train(
 ) -> tuple[LevelResult, TaoOptimiser | StochasticOptimiser]:
     """Train one level by the quasi-Newton method that ``make(functional, limits=, course=)`` returns."""
     began, before = time.perf_counter(), problem.work.copy()
+    warn_of_long_steps(problem.network, m)
     functional = ProjectedFunctional(problem, m, inner_tolerance=inner_tolerance)
     if rng is None:
         course = Course(limits, functional.work, functional.comm, callback, journal=journal)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from firedrake.functionspaceimpl import WithGeometry
 
 from ctrlnet.controls import Controls, ControlsLike, ControlSpace, as_controls
+from ctrlnet.network.stability import warn_of_long_steps
 from ctrlnet.operators.assembled import Operators
 from ctrlnet.transfer.coefficient_map import CoefficientMap
 
@@ -62,4 +63,6 @@ def carry(
         steps = network.steps * (control_space.cells // old.cells) if steps is None else steps
     if control_space is not None or steps is not None:
         moved = moved.with_depth(control_space, network.steps if steps is None else steps)
-    return moved, given.replace(**in_time.by_name())
+    carried = given.replace(**in_time.by_name())
+    warn_of_long_steps(moved, carried)
+    return moved, carried

@@ -1,0 +1,129 @@
+r"""Whether explicit steps are short enough for a mesh.
+
+Let :math:`\Phi_h` be one step, linearised at the state zero, and v the perturbation that it enlarges most, found by
+power iteration with :math:`D\Phi_h^*\,D\Phi_h`. The equation itself lets v grow at the rate
+:math:`r = \lim_{\epsilon\to 0} \log\|D\Phi_\epsilon v\| / \epsilon`. A step with
+
+.. math:: \|D\Phi_h v\| > 2 \max(1, e^{hr})
+
+enlarges what the equation does not: :math:`h\lambda` lies outside of the scheme's region of stability for a mode that
+the mesh resolves. What grows because the controls want it so, as by diffusion backwards in time, passes.
+
+Source: Hairer and Wanner, "Solving ordinary differential equations II", 1996, section IV.2.
+"""
+
+from __future__ import annotations
+
+import warnings
+from weakref import WeakSet
+
+import numpy as np
+from firedrake import Function, SpatialCoordinate, VectorFunctionSpace
+from pyadjoint import stop_annotating
+
+from ctrlnet.controls import ControlsLike
+from ctrlnet.kernels.layer_controls import LayerControls
+from ctrlnet.network.network import Network
+
+__all__ = ["StabilityWarning", "warn_of_long_steps"]
+
+_ITERATIONS = 6
+_FACTOR = 2.0
+_SHORT = 1e-3  # change of a mode in so short a step that it shows its rate
+_MOST_HALVINGS = 16
+_WARNED: WeakSet[Network] = WeakSet()  # once is enough
+
+
+class StabilityWarning(UserWarning):
+    """Explicit steps are too long for the mesh and the controls; what they return is noise, though it may be finite."""
+
+
+def warn_of_long_steps(network: Network, m: ControlsLike) -> None:
+    """Warn, once for a network, if a step enlarges what the equation does not; say how many would do. Collective.
+
+    Schemes of implicit stages have no bound and are not looked at, nor are forms that a user wrote. The cost is that
+    of some 15 images' propagation with its adjoint.
+
+    Parameters
+    ----------
+    network, m
+        The discrete map and its controls; those in time are taken.
+    """
+    if network.dynamics.formula is None or not network.integrator.explicit or network in _WARNED:
+        return
+    h, stages = network.control_space.T / network.steps, len(network.integrator.nodes)
+    with stop_annotating():
+        layers, rough = network.in_time(m), _rough(network)
+        numbers = _different(layers, network.steps)
+        steps = [_Step(network, layers.at_step(k, stages), rough) for k in numbers]
+        excess = [step.excess(h) for step in steps]
+        worst = int(np.argmax(excess))
+        if excess[worst] <= _FACTOR:
+            return
+        halvings = 1
+        while halvings < _MOST_HALVINGS and steps[worst].excess(h / 2**halvings) > _FACTOR:
+            halvings += 1
+    _WARNED.add(network)
+    if network.comm.rank == 0:
+        warnings.warn(
+            f"Steps of {h:.3g} are too long for this mesh of {network.space.dim()} nodes: layer {numbers[worst]} enlarges "
+            f"a perturbation {excess[worst]:.1e} times that the equation does not. Take "
+            f"network.with_depth(steps={network.steps * 2**halvings}), or a scheme without a bound: BackwardEuler(), "
+            "ImplicitMidpoint(), or IMEX() where it is diffusion that is stiff.", StabilityWarning, stacklevel=3)
+
+
+def _different(layers: LayerControls, steps: int) -> np.ndarray:
+    """Return the numbers of the steps with controls of their own; several in a cell of time may have the same."""
+    rows = np.hstack([values.reshape(steps, -1) for values in layers.arrays])
+    return np.sort(np.unique(rows, axis=0, return_index=True)[1])
+
+
+class _Step:
+    """One step from the state zero with the controls of a layer, and a rough field to begin with."""
+
+    def __init__(self, network: Network, controls: LayerControls, rough: np.ndarray):
+        self._network, self._controls, self._rough = network, controls, rough
+
+    def excess(self, h: float) -> float:
+        """Return how much more a step enlarges the perturbation that it enlarges most than the equation does."""
+        v, growth = self._rough, 0.0
+        for _ in range(_ITERATIONS):
+            following = self._transposed(h, self._applied(h, v))
+            size = self._norm(following)
+            if not 0 < size < np.inf:
+                break
+            v = following / size
+        growth = self._norm(self._applied(h, v)) / self._norm(v)
+        short = _SHORT / max(1.0, growth)
+        rate = np.log(self._norm(self._applied(short * h, v)) / self._norm(v)) / short
+        return growth / max(1.0, float(np.exp(min(rate, 700.0))))
+
+    def _applied(self, h: float, v: np.ndarray) -> np.ndarray:
+        sweep, size = self._network.sweep, np.array([h])
+        at, tangent = (sweep.trajectory(1, sweep.image_block) for _ in range(2))
+        sweep.forward(self._controls, size, at)
+        tangent.initial[:] = v
+        return sweep.tangent(self._controls, self._controls.zeros(), size, at, tangent)
+
+    def _transposed(self, h: float, w: np.ndarray) -> np.ndarray:
+        sweep, size = self._network.sweep, np.array([h])
+        at, lam = sweep.trajectory(1, sweep.image_block), sweep.field(sweep.image_block)
+        sweep.forward(self._controls, size, at)
+        lam[:] = w
+        sweep.adjoint(self._controls, size, at, lam)
+        return lam
+
+    def _norm(self, v: np.ndarray) -> float:
+        v = v.astype(np.float64)
+        return float(np.sqrt(self._network.comm.allreduce(float((v * v).sum()))))
+
+
+def _rough(network: Network) -> np.ndarray:
+    """Return a field of one image as rough as the mesh allows, the same however the mesh is distributed."""
+    mesh, space = network.operators.mesh, network.space
+    x = Function(VectorFunctionSpace(mesh, space.ufl_element())).interpolate(SpatialCoordinate(mesh)).dat.data_ro
+    places = x.reshape(len(x), -1)
+    phases = places @ (12.9898 * 1.6180339887 ** np.arange(places.shape[1]))
+    field = network.sweep.field(network.sweep.image_block)
+    field[:, :, 0] = np.modf(43758.5453 * np.sin(np.outer(phases, 1.0 + np.arange(network.features))))[0]
+    return field
