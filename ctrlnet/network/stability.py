@@ -66,8 +66,8 @@ def warn_of_long_steps(network: Network, m: ControlsLike) -> None:
     _WARNED.add(network)
     if network.comm.rank == 0:
         warnings.warn(
-            f"Steps of {h:.3g} are too long for this mesh of {network.space.dim()} nodes: layer {numbers[worst]} enlarges "
-            f"a perturbation {excess[worst]:.1e} times that the equation does not. Take "
+            f"Steps of {h:.3g} are too long for this mesh of {network.space.dim()} nodes: layer {numbers[worst]} "
+            f"enlarges a perturbation {excess[worst]:.1e} times that the equation does not. Take "
             f"network.with_depth(steps={network.steps * 2**halvings}), or a scheme without a bound: BackwardEuler(), "
             "ImplicitMidpoint(), or IMEX() where it is diffusion that is stiff.", StabilityWarning, stacklevel=3)
 
