@@ -241,13 +241,13 @@ class TrainingProblem(NotPickled):
 
     def accuracy(self, sample: Sample, m: ControlsLike) -> float:
         """Return the share of correctly classified images of any sample, on the network's own mesh."""
-        warn_of_long_steps(self.network, m)
+        warn_of_long_steps(self.network, self.control_set.controls(m))
         return self.on_sample(sample).accuracy(*self.point(m))
 
     def prediction(self, m: ControlsLike) -> Prediction:
         """Return what the network says of inputs with given controls: scores, probabilities, classes, states."""
         average = self.average
-        warn_of_long_steps(self.network, m)
+        warn_of_long_steps(self.network, self.control_set.controls(m))
         return Prediction(
             self.readout, self.point(m), average.loss, average.sample.targets.are_classes, average.ensemble,
             self.projection)
@@ -257,7 +257,7 @@ class TrainingProblem(NotPickled):
 
         See :meth:`ctrlnet.SampleAverage.relative_error`.
         """
-        warn_of_long_steps(self.network, m)
+        warn_of_long_steps(self.network, self.control_set.controls(m))
         return self.on_sample(sample).relative_error(*self.point(m))
 
     def point(self, m: ControlsLike) -> Point:

@@ -120,7 +120,7 @@ def train(
 ) -> tuple[LevelResult, TaoOptimiser | StochasticOptimiser]:
     """Train one level by the quasi-Newton method that ``make(functional, limits=, course=)`` returns."""
     began, before = time.perf_counter(), problem.work.copy()
-    warn_of_long_steps(problem.network, m)
+    warn_of_long_steps(problem.network, problem.with_classifier(m))
     functional = ProjectedFunctional(problem, m, inner_tolerance=inner_tolerance)
     if rng is None:
         course = Course(limits, functional.work, functional.comm, callback, journal=journal)

@@ -111,6 +111,7 @@ class Dense:
 
     order = 1
     nodes = (0.0,)
+    explicit = True
 
     def control_times(self, T, steps):
         return control_times(self.nodes, T, steps)

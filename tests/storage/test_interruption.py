@@ -7,6 +7,14 @@ import pytest
 from ctrlnet.storage.interruption import SIGNALS, Interruption
 
 
+@pytest.fixture(autouse=True)
+def python_handles_signals():
+    """A shell in the background lets its children ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted_and_the_handlers_come_back(number):
     before = [signal.getsignal(n) for n in SIGNALS]
