@@ -60,7 +60,8 @@ def test_every_memory_limit_gives_the_same_value_and_gradient():
     kept = problem.average
     chunk = problem.network.sweep.trajectory_bytes(3, kept.chunk_images)
     chunk = MPI.COMM_WORLD.allreduce(chunk, op=MPI.MAX)
-    recomputed, checkpointed = (SampleAverage(problem.readout, blobs(300), memory_limit=m) for m in (chunk, 0))
+    limits = 2 * chunk - 1, 0  # one chunk beside the inputs, which count too, and none
+    recomputed, checkpointed = (SampleAverage(problem.readout, blobs(300), memory_limit=m) for m in limits)
     assert kept.keeps_trajectories and kept.snapshots is None
     assert not recomputed.keeps_trajectories and recomputed.snapshots is None
     assert checkpointed.snapshots == 1
