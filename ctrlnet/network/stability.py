@@ -15,6 +15,7 @@ Source: Hairer and Wanner, "Solving ordinary differential equations II", 1996, s
 from __future__ import annotations
 
 import warnings
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -25,12 +26,13 @@ from ctrlnet.controls import ControlsLike
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.network.network import Network
 
-__all__ = ["StabilityWarning", "warn_of_long_steps"]
+__all__ = ["StabilityWarning", "look_once_at_steps", "warn_of_long_steps"]
 
 _ITERATIONS = 6
 _FACTOR = 2.0
 _SHORT = 1e-3  # change of a mode in so short a step that it shows its rate
 _MOST_HALVINGS = 16
+_LOOKED_AT: WeakSet[Network] = WeakSet()
 _WARNED: WeakSet[Network] = WeakSet()  # once is enough
 
 
@@ -41,8 +43,8 @@ class StabilityWarning(UserWarning):
 def warn_of_long_steps(network: Network, m: ControlsLike) -> None:
     """Warn, once for a network, if a step enlarges what the equation does not; say how many would do. Collective.
 
-    Schemes of implicit stages have no bound and are not looked at, nor are forms that a user wrote. The cost is that
-    of some 15 images' propagation with its adjoint.
+    Schemes of implicit stages have no bound and are not looked at, nor are forms that a user wrote. A look costs 8
+    tangent and 6 adjoint sweeps of one block of images through the layers that have controls of their own.
 
     Parameters
     ----------
@@ -51,6 +53,7 @@ def warn_of_long_steps(network: Network, m: ControlsLike) -> None:
     """
     if network.dynamics.formula is None or not network.integrator.explicit or network in _WARNED:
         return
+    _LOOKED_AT.add(network)
     h, stages = network.control_space.T / network.steps, len(network.integrator.nodes)
     with stop_annotating():
         layers, rough = network.in_time(m), _rough(network)
@@ -58,18 +61,25 @@ def warn_of_long_steps(network: Network, m: ControlsLike) -> None:
         steps = [_Step(network, layers.at_step(k, stages), rough) for k in numbers]
         excess = [step.excess(h) for step in steps]
         worst = int(np.argmax(excess))
-        if excess[worst] <= _FACTOR:
+        if not excess[worst] > _FACTOR:  # nor if it is no number: then the propagation itself is an error
             return
         halvings = 1
         while halvings < _MOST_HALVINGS and steps[worst].excess(h / 2**halvings) > _FACTOR:
             halvings += 1
+        enough = f"steps={network.steps * 2**halvings}" + ("" if halvings < _MOST_HALVINGS else " or more")
     _WARNED.add(network)
     if network.comm.rank == 0:
         warnings.warn(
             f"Steps of {h:.3g} are too long for this mesh of {network.space.dim()} nodes: layer {numbers[worst]} "
             f"enlarges a perturbation {excess[worst]:.1e} times that the equation does not. Take "
-            f"network.with_depth(steps={network.steps * 2**halvings}), or a scheme without a bound: BackwardEuler(), "
+            f"network.with_depth({enough}), or a scheme without a bound: BackwardEuler(), "
             "ImplicitMidpoint(), or IMEX() where it is diffusion that is stiff.", StabilityWarning, stacklevel=3)
+
+
+def look_once_at_steps(network: Network, m: ControlsLike) -> None:
+    """Do :func:`warn_of_long_steps` for a network that nobody has looked at, where calls come for every iterate."""
+    if network not in _LOOKED_AT:
+        warn_of_long_steps(network, m)
 
 
 def _different(layers: LayerControls, steps: int) -> np.ndarray:
@@ -86,31 +96,36 @@ class _Step:
 
     def excess(self, h: float) -> float:
         """Return how much more a step enlarges the perturbation that it enlarges most than the equation does."""
-        v, growth = self._rough, 0.0
+        v, at = self._rough, self._propagated(h)
         for _ in range(_ITERATIONS):
-            following = self._transposed(h, self._applied(h, v))
+            following = self._transposed(h, at, self._applied(h, at, v))
             size = self._norm(following)
             if not 0 < size < np.inf:
                 break
             v = following / size
-        growth = self._norm(self._applied(h, v)) / self._norm(v)
+        growth = self._norm(self._applied(h, at, v)) / self._norm(v)
         short = _SHORT / max(1.0, growth)
-        rate = np.log(self._norm(self._applied(short * h, v)) / self._norm(v)) / short
+        rate = np.log(self._norm(self._applied(short * h, self._propagated(short * h), v)) / self._norm(v)) / short
         return growth / max(1.0, float(np.exp(min(rate, 700.0))))
 
-    def _applied(self, h: float, v: np.ndarray) -> np.ndarray:
-        sweep, size = self._network.sweep, np.array([h])
-        at, tangent = (sweep.trajectory(1, sweep.image_block) for _ in range(2))
-        sweep.forward(self._controls, size, at)
-        tangent.initial[:] = v
-        return sweep.tangent(self._controls, self._controls.zeros(), size, at, tangent)
+    def _propagated(self, h: float) -> Any:
+        """Return the trajectory that derivatives are taken along."""
+        sweep = self._network.sweep
+        at = sweep.trajectory(1, sweep.image_block)
+        sweep.forward(self._controls, np.array([h]), at)
+        return at
 
-    def _transposed(self, h: float, w: np.ndarray) -> np.ndarray:
-        sweep, size = self._network.sweep, np.array([h])
-        at, lam = sweep.trajectory(1, sweep.image_block), sweep.field(sweep.image_block)
-        sweep.forward(self._controls, size, at)
+    def _applied(self, h: float, at: Any, v: np.ndarray) -> np.ndarray:
+        sweep = self._network.sweep
+        tangent = sweep.trajectory(1, sweep.image_block)
+        tangent.initial[:] = v
+        return sweep.tangent(self._controls, self._controls.zeros(), np.array([h]), at, tangent)
+
+    def _transposed(self, h: float, at: Any, w: np.ndarray) -> np.ndarray:
+        sweep = self._network.sweep
+        lam = sweep.field(sweep.image_block)
         lam[:] = w
-        sweep.adjoint(self._controls, size, at, lam)
+        sweep.adjoint(self._controls, np.array([h]), at, lam)
         return lam
 
     def _norm(self, v: np.ndarray) -> float:

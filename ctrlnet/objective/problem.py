@@ -17,7 +17,7 @@ from ctrlnet.controls import Controls, ControlSet, ControlsLike, Coordinates, as
 from ctrlnet.errors import NotPickled
 from ctrlnet.fields.inputs import NodalMap
 from ctrlnet.fields.sample import Sample
-from ctrlnet.network.stability import warn_of_long_steps
+from ctrlnet.network.stability import look_once_at_steps, warn_of_long_steps
 from ctrlnet.objective.average import Average
 from ctrlnet.objective.losses import Loss
 from ctrlnet.objective.objective import Objective, ObjectiveAt
@@ -241,7 +241,7 @@ class TrainingProblem(NotPickled):
 
     def accuracy(self, sample: Sample, m: ControlsLike) -> float:
         """Return the share of correctly classified images of any sample, on the network's own mesh."""
-        warn_of_long_steps(self.network, self.control_set.controls(m))
+        look_once_at_steps(self.network, self.control_set.controls(m))
         return self.on_sample(sample).accuracy(*self.point(m))
 
     def prediction(self, m: ControlsLike) -> Prediction:
@@ -257,7 +257,7 @@ class TrainingProblem(NotPickled):
 
         See :meth:`ctrlnet.SampleAverage.relative_error`.
         """
-        warn_of_long_steps(self.network, self.control_set.controls(m))
+        look_once_at_steps(self.network, self.control_set.controls(m))
         return self.on_sample(sample).relative_error(*self.point(m))
 
     def point(self, m: ControlsLike) -> Point:

@@ -134,7 +134,7 @@ def test_a_coefficient_may_change_later():
 
 def test_derivatives_with_a_coefficient_and_a_boundary(make_case, annotation, assert_taylor):
     def residual(Y, v, layer):
-        kappa = CellVolume(Y.ufl_domain())
+        kappa = numbers(FunctionSpace(Y.ufl_domain(), "DG", 0))
         term = inner(Dt(Y), v) * lumped_dx() + kappa * inner(grad(Y), grad(v)) * dx + inner(Y, v) * ds
         return term - layer.affine(Y, v)
 
@@ -171,4 +171,3 @@ def test_what_is_refused_for_several_images_is_stepped_alone():
     network = network_of(lambda mesh: lambda Y, v: FacetArea(mesh) * inner(Y, v) * ds, 1)
     Y0 = Function(network.state_space(1)).assign(1.0)
     assert np.isfinite(cn.propagate(network, network.control_space.zero(), Y0).dat.data_ro).all()
-

@@ -103,7 +103,7 @@ def test_propagation_refuses_it_too(wrong):
     ids=["3 components", "another mesh", "another degree", "scalar", "one rank's"])
 def test_states_of_other_spaces_are_refused(space):
     network = problem().network
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"Y0 (lives on|has \d+ component).*Use network\."):
         cn.propagate(network, network.control_space.zero(), Function(space(network)))
 
 

@@ -1,6 +1,7 @@
 """The process does not grow with the number of objects that came and went."""
 
 import gc
+from functools import cache
 
 import numpy as np
 import pytest
@@ -26,7 +27,18 @@ def objects(space, coarse):
     functional.derivative()
 
 
-def check_growth(count=30):
+@cache
+def network_on(space):
+    operators = cn.low_order_operators(space)
+    return cn.Network(operators, cn.ControlSpace(1.0, 3, operators, 2))
+
+
+def readouts(space, coarse):
+    """A readout of one network, by interpolation between meshes."""
+    cn.Readout(network_on(space), 3, coarse)
+
+
+def check_growth(objects, count=30):
     space, coarse = FunctionSpace(square(6), "CG", 1), FunctionSpace(square(2), "CG", 1)
     sizes = []
     for _ in range(3):
@@ -38,9 +50,10 @@ def check_growth(count=30):
 
 
 def test_on_one_rank():
-    check_growth()
+    check_growth(objects)
 
 
 @pytest.mark.parallel(nprocs=2)
 def test_on_ranks():
-    check_growth()
+    check_growth(objects)
+    check_growth(readouts)
