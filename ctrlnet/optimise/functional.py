@@ -143,7 +143,7 @@ class OfProblem(ReducedFunctional):
         """Return a derivative, scaled, the way pyadjoint has it; with ``apply_riesz`` as Functions."""
         if self.scale != 1.0:
             derivative = [g._ad_mul(self.scale) for g in derivative]
-        derivative = [replicated(g, self.comm) for g in derivative]
+        derivative = Controls(self.names, [replicated(g, self.comm) for g in derivative])  # by name, too
         if apply_riesz:
             derivative = [c.control._ad_convert_riesz(g, riesz_map=c.riesz_map)
                           for c, g in zip(self._controls, derivative, strict=True)]

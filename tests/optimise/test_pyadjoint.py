@@ -131,5 +131,7 @@ def test_the_interface_is_that_of_pyadjoint(kind):
     slope = float(J.tlm(direction))
     by_derivative = sum(d._ad_dot(g) for d, g in zip(direction, Enlist(J.derivative()), strict=True))
     assert slope == pytest.approx(by_derivative, rel=1e-10)
+    if kind != "reduced":
+        assert J.derivative()[J.names[0]] is not None and J.hessian(direction)[J.names[-1]] is not None  # by name
     for gradient, control in zip(Enlist(J.derivative(apply_riesz=True)), m, strict=True):
         assert gradient.function_space() == control.function_space()
