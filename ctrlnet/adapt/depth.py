@@ -89,8 +89,8 @@ def adapt_depth(
         If the limit is reached, with the estimates made: the error is still too large, or the propagation fails.
     """
     cells = network.control_space.cells
-    if not tolerance > 0:
-        raise ValueError(f"The tolerance must be positive, received {tolerance!r}.")
+    if not 0 < tolerance < np.inf:
+        raise ValueError(f"The tolerance must be positive and finite, received {tolerance!r}.")
     if limit < 2 * cells:
         raise ValueError(
             f"An error estimate takes runs of {cells} and {2 * cells} steps, one and two a control cell; received "

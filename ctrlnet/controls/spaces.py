@@ -288,9 +288,10 @@ class ControlSpace(NotPickled):
 
     def _bilinear(self, u, v, size: float, roughness: float, product: Callable) -> ufl.Form:
         """Return alpha int u v + gamma int u' v' (or its jumps) for a pointwise product of u and v."""
-        if size < 0 or roughness < 0:
+        if not (0 <= size < np.inf and 0 <= roughness < np.inf):
             raise ValueError(
-                f"Regularisation weights must not be negative, received size={size!r}, roughness={roughness!r}."
+                f"Regularisation weights must not be negative, and finite; received size={size!r}, "
+                f"roughness={roughness!r}."
             )
         alpha, gamma = Constant(size), Constant(roughness)
         form = alpha * product(u, v) * dx
@@ -309,7 +310,8 @@ class ControlSpace(NotPickled):
     def checked_scales(self, scales: Sequence[float]) -> np.ndarray:
         """Return the operators' scales as an array, if they are J positive numbers."""
         omega = np.asarray(scales, dtype=float)
-        if omega.shape != (self.operators,) or not (omega > 0).all():
-            raise ValueError(f"scales must be {self.operators} positive numbers, one an operator; received {omega}.")
+        if omega.shape != (self.operators,) or not ((omega > 0) & (omega < np.inf)).all():
+            raise ValueError(
+                f"scales must be {self.operators} positive, finite numbers, one an operator; received {omega}.")
         return omega
 

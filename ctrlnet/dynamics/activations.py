@@ -7,6 +7,7 @@ derivatives are polynomials of its value and need no second evaluation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,10 +95,11 @@ def smoothed_relu(eta: float = 0.1) -> Activation:
     Raises
     ------
     ValueError
-        If ``eta`` is not positive.
+        If ``eta`` is not positive and finite.
     """
-    if not eta > 0:
-        raise ValueError(f"The half-width eta of smoothed_relu must be positive, received {eta!r}; use relu for 0.")
+    if not 0 < eta < math.inf:
+        raise ValueError(
+            f"The half-width eta of smoothed_relu must be positive and finite, received {eta!r}; use relu for 0.")
 
     return Activation(f"smoothed_relu({eta:g})", SmoothedRelu(float(eta)))
 

@@ -93,8 +93,8 @@ class Noise(Augmentation):
     moves = False
 
     def __post_init__(self) -> None:
-        if not self.size >= 0:
-            raise ValueError(f"The size of noise must not be negative, received {self.size!r}.")
+        if not 0 <= self.size < np.inf:
+            raise ValueError(f"The size of noise must not be negative, and finite; received {self.size!r}.")
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return images + self.size * rng.standard_normal(images.shape)

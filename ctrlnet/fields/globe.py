@@ -63,8 +63,8 @@ def globe_pixels(
     shape = tuple(int(p) for p in pixel_shape)
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"Pictures on a globe have rows and columns, received pixel_shape = {pixel_shape!r}.")
-    if not half_width > 0:
-        raise ValueError(f"The half width of a picture must be positive, received {half_width!r}.")
+    if not 0 < half_width < np.inf:
+        raise ValueError(f"The half width of a picture must be positive and finite, received {half_width!r}.")
     places = node_places(V)
     radii = np.linalg.norm(places, axis=1)
     low = mesh.comm.allreduce(radii.min(initial=np.inf), op=min)

@@ -118,7 +118,16 @@ class Sample:
 
 @singledispatch
 def _as_inputs(inputs: Any) -> Inputs:
+    if not hasattr(inputs, "channels"):
+        raise ValueError(
+            f"Inputs are an array of grey images, Pixels, NodalValues, PointValues or others with their methods; "
+            f"received a {type(inputs).__name__}.")
     return inputs
+
+
+@_as_inputs.register(Sample)
+def _inputs_of(sample: Sample) -> Inputs:
+    return sample.inputs
 
 
 @_as_inputs.register(np.ndarray)
@@ -129,6 +138,10 @@ def _(inputs: Any) -> Inputs:
 
 @singledispatch
 def _as_targets(targets: Any, classes: int) -> Targets | None:
+    if targets is not None and not hasattr(targets, "components"):
+        raise ValueError(
+            f"Targets are an array of labels, Classes, Numbers, NodalClasses, NodalFields or others with their "
+            f"methods; received a {type(targets).__name__}.")
     return targets
 
 

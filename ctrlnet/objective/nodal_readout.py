@@ -16,7 +16,7 @@ from ctrlnet.network.network import Network
 from ctrlnet.objective.chunks import Chunk
 from ctrlnet.objective.image_split import ImageSplit
 from ctrlnet.objective.node_columns import NodeColumns, NodeReading
-from ctrlnet.objective.readout_controls import ReadoutControls, check_regularisation
+from ctrlnet.objective.readout_controls import ReadoutControls, check_regularisation, checked_classes
 
 __all__ = ["NodalReadout"]
 
@@ -42,8 +42,7 @@ class NodalReadout(ReadoutControls):
     """
 
     def __init__(self, network: Network, classes: int):
-        if classes < 1:
-            raise ValueError(f"A readout needs at least one class or component, received {classes!r}.")
+        classes = checked_classes(classes)
         super().__init__(network, classes, ReplicatedPart("W", numbers_space(network.features * classes)))
 
     @property

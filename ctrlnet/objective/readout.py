@@ -30,7 +30,7 @@ from ctrlnet.objective.chunks import Chunk
 from ctrlnet.objective.columns import ReadInKernels
 from ctrlnet.objective.image_columns import ImageColumns, ImageReading
 from ctrlnet.objective.image_split import ImageSplit
-from ctrlnet.objective.readout_controls import ReadoutControls, check_regularisation
+from ctrlnet.objective.readout_controls import ReadoutControls, check_regularisation, checked_classes
 from ctrlnet.operators.forms import lumped_dx
 from ctrlnet.operators.halo import destroy_what_waits
 from ctrlnet.operators.intergrid import interpolation_matrix
@@ -76,8 +76,7 @@ class Readout(ReadoutControls):
     """
 
     def __init__(self, network: Network, classes: int, space: WithGeometry | None = None):
-        if classes < 1:
-            raise ValueError(f"A readout needs at least one class or component, received {classes!r}.")
+        classes = checked_classes(classes)
         self.space = network.space if space is None else _checked(space)
         components = network.features * classes
         part = DistributedPart("W", VectorFunctionSpace(self.space.mesh(), self.space.ufl_element(), dim=components))

@@ -2,7 +2,9 @@ r"""The classifier (W, beta) as controls: what all readouts share."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Integral
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from ctrlnet.fields.sample import Sample
 from ctrlnet.network.network import Network
 from ctrlnet.objective.point import Point
 
-__all__ = ["ReadoutControls", "check_regularisation"]
+__all__ = ["ReadoutControls", "check_regularisation", "checked_classes"]
 
 
 class ReadoutControls(NotPickled):
@@ -90,7 +92,16 @@ class ReadoutControls(NotPickled):
                 "must agree.")
 
 
+def checked_classes(classes: int) -> int:
+    """Return the number of classes or components, if it is one."""
+    if not isinstance(classes, Integral) or classes < 1:
+        raise ValueError(
+            f"A readout needs a whole number of classes or components, at least one; received {classes!r}.")
+    return int(classes)
+
+
 def check_regularisation(gradient: float, size: float) -> None:
-    """Raise a ValueError if a weight of the classifier's regularisation is negative."""
-    if gradient < 0 or size < 0:
-        raise ValueError(f"Regularisation weights must not be negative, received gradient={gradient!r}, size={size!r}.")
+    """Raise a ValueError if a weight of the classifier's regularisation is negative or not finite."""
+    if not (0 <= gradient < math.inf and 0 <= size < math.inf):
+        raise ValueError(
+            f"Regularisation weights must not be negative, and finite; received gradient={gradient!r}, size={size!r}.")

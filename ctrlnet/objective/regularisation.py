@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ctrlnet.controls import Controls, ControlsLike, InnerProduct
+from ctrlnet.errors import EvaluationError
 from ctrlnet.network.network import Network
 from ctrlnet.objective.average import FeatureReadout
 from ctrlnet.objective.point import Point
@@ -107,8 +108,8 @@ class Regularisation:
         control_scales: Sequence[float] | None, weights_gradient: float, weights_size: float,
         opening_size: float = 0.0,
     ):
-        if not opening_size >= 0:
-            raise ValueError(f"opening_size must not be negative, received {opening_size!r}.")
+        if not 0 <= opening_size < np.inf:
+            raise ValueError(f"opening_size must not be negative, and finite; received {opening_size!r}.")
         self.settings = {
             "control_size": control_size, "control_roughness": control_roughness, "control_scales": control_scales,
             "weights_gradient": weights_gradient, "weights_size": weights_size, "opening_size": opening_size}
@@ -131,10 +132,22 @@ class Regularisation:
         return {name: self.penalties[name].product(values) for name, values in arrays.items()}
 
     def value(self, arrays: Mapping[str, np.ndarray]) -> float:
-        """Return R of degrees of freedom by name, of all controls or of some of them."""
+        """Return R of degrees of freedom by name, of all controls or of some of them.
+
+        Raises
+        ------
+        EvaluationError
+            If it is not finite.
+        """
         parts = {n: 0.5 * float((arrays[n] * Am).sum()) for n, Am in self.products(arrays).items()}
         in_time = sum(part for n, part in parts.items() if n in self._in_time)
-        return in_time + sum(part for n, part in parts.items() if n not in self._in_time)
+        total = in_time + sum(part for n, part in parts.items() if n not in self._in_time)
+        if not np.isfinite(total):
+            too_large = ", ".join(n for n, part in parts.items() if not np.isfinite(part))
+            raise EvaluationError(
+                f"The regularisation of {too_large} is not finite: the controls are not, or their squares are larger "
+                "than floating point numbers go. Take smaller ones.")
+        return total
 
     def metric(
         self, names: Sequence[str], time_scale: float = 0.0, weights_matrix: np.ndarray | None = None

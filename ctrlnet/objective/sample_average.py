@@ -79,7 +79,7 @@ class SampleAverage(Average):
         work: Work | None = None, ensemble: Ensemble | None = None,
         projection: NodalMap | None = None, storage: Storage | None = None,
     ):
-        if memory_limit < 0:
+        if not memory_limit >= 0:
             raise ValueError(f"memory_limit must not be negative, received {memory_limit!r} bytes.")
         self.readout = readout
         self.network = network = readout.network

@@ -92,9 +92,10 @@ class FirstOrder:
         if not 1 <= batch <= len(average.sample):
             raise ValueError(
                 f"A batch holds 1 to {len(average.sample)} images, as many as the sample; received batch={batch!r}.")
-        if not rate > 0 or evaluate_every < 1:
+        if not 0 < rate < np.inf or evaluate_every < 1:
             raise ValueError(
-                f"The learning rate and evaluate_every must be positive, received {rate!r} and {evaluate_every!r}.")
+                f"The learning rate and evaluate_every must be positive and finite, received {rate!r} and "
+                f"{evaluate_every!r}.")
         self.functional, self.rng = functional, rng
         check_same_generators(functional.comm, [rng, *average.generators])
         self.rule = Adam() if rule is None else rule

@@ -87,7 +87,7 @@ def test_the_limit_is_an_error_that_has_the_estimates():
 
 
 @pytest.mark.parametrize("tolerance, limit, message", [
-    (0.0, 64, "tolerance must be positive, received 0.0"),
+    (0.0, 64, "tolerance must be positive and finite, received 0.0"),
     (1e-2, 3, "received limit=3. Allow at least 4 steps"),
 ])
 def test_arguments_are_checked(tolerance, limit, message):

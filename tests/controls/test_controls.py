@@ -239,12 +239,12 @@ def test_the_hierarchy_ends():
 @pytest.mark.parametrize("weights", [(-1.0, 0.0), (0.0, -1e-9)])
 def test_negative_weights_are_refused(weights):
     controls = control_space()
-    with pytest.raises(ValueError, match="weights must not be negative, received size="):
+    with pytest.raises(ValueError, match="weights must not be negative, and finite; received size="):
         controls.regularisation(controls.zero(), *weights)
 
 
 @pytest.mark.parametrize("scales", [[1.0], [1.0, 0.0], [1.0, -2.0], [[1.0, 1.0]]])
 def test_bad_scales_are_refused(scales):
     controls = control_space()
-    with pytest.raises(ValueError, match="scales must be 2 positive numbers, one an operator; received"):
+    with pytest.raises(ValueError, match="scales must be 2 positive, finite numbers, one an operator; received"):
         controls.regularisation(controls.zero(), 1.0, scales=scales)

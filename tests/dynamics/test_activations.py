@@ -198,7 +198,7 @@ def test_unsupported_expressions_fail_when_the_activation_is_made(expression, me
 
 
 def test_bad_parameters():
-    with pytest.raises(ValueError, match=r"eta of smoothed_relu must be positive, received 0\.0; use relu"):
+    with pytest.raises(ValueError, match=r"eta of smoothed_relu must be positive and finite, received 0\.0; use relu"):
         smoothed_relu(0.0)
     with pytest.raises(ValueError, match="received nan"):
         smoothed_relu(float("nan"))

@@ -111,7 +111,7 @@ def test_channels_and_targets_at_nodes():
 @pytest.mark.parametrize("make, message", [
     (lambda: Shift(-1), "whole number of pixels, 0 or more; received -1"),
     (lambda: Crop(1.5), "whole number of pixels, 0 or more; received 1.5"),
-    (lambda: Noise(-0.1), "must not be negative, received -0.1"),
+    (lambda: Noise(-0.1), "must not be negative, and finite; received -0.1"),
     (lambda: Flip(2)(IMAGES, np.random.default_rng(0)), "2 pixel axes cannot be flipped along axis 2"),
     (lambda: Crop(6)(IMAGES, np.random.default_rng(0)), "6 pixels along an axis cannot be cropped by 6"),
     (lambda: AugmentedSample(blobs(3), [Shift(1)], None), "drawn by a generator, .*received None"),

@@ -57,7 +57,7 @@ def test_coarse_levels_see_the_restricted_picture():
 @pytest.mark.parametrize("call, message", [
     (lambda: globe_pixels(FunctionSpace(UnitSquareMesh(2, 2), "CG", 1), (4, 4)), "A globe is a surface"),
     (lambda: globe_pixels(SPACES[1], (4,)), "rows and columns, received pixel_shape"),
-    (lambda: globe_pixels(SPACES[1], (4, 4), half_width=0.0), "half width of a picture must be positive"),
+    (lambda: globe_pixels(SPACES[1], (4, 4), half_width=0.0), "half width of a picture must be positive and finite"),
     (lambda: globe_pixels(SPACES[1], (4, 4), up=(2.0, 0, 0)), "a centre and a direction up across it"),
 ])
 def test_what_is_refused(call, message):

@@ -8,34 +8,44 @@ NAN, INF = float("nan"), float("inf")
 
 
 def mostly(sensible: list, odd: list) -> st.SearchStrategy:
-    """Draw a sensible value 39 times out of 40: a use with one fault goes deeper than one with ten."""
-    return st.integers(0, 39).flatmap(lambda draw: st.sampled_from(odd if draw == 39 else sensible))
+    """Draw a sensible value 99 times out of 100: of some 30 values one is then odd in every fourth use.
+
+    57 is no number that hypothesis likes better than others, and it shrinks to a sensible value.
+    """
+    return st.integers(0, 99).flatmap(lambda draw: st.sampled_from(odd if draw == 57 else sensible))
 
 
 MESHES = st.fixed_dictionaries({
     "kind": st.sampled_from(["interval", "squares", "triangles", "sphere", "tetrahedra"]), "cells": st.integers(1, 4)})
 
+PAIRS = [
+    *[("residual", "euler")] * 4, ("residual", "heun"), ("residual", "backward"), ("residual", "midpoint"),
+    ("antisymmetric", "euler"), ("antisymmetric", "heun"), ("parabolic", "euler"), ("parabolic", "heun"),
+    ("hyperbolic", "euler"), ("hyperbolic", "verlet"), ("hamiltonian", "euler"), ("hamiltonian", "verlet"),
+    ("reaction", "euler"), ("reaction", "imex"), ("reaction", "imex"), ("reaction", "backward")]
 NETWORK = st.fixed_dictionaries({
-    "basis": st.sampled_from(["low order", "low order", "stencils", "two by name"]),
+    "basis": mostly(["low order", "low order", "stencils where they are", "two by name"], ["stencils"]),
     "T": mostly([0.1, 1.0, 3.0], [0, -1.0, NAN, INF, 1e300, "1", None]),
     "control cells": mostly([1, 2, 3], [0, -2, 2.5, None]),
     "features": mostly([1, 2, 3], [0, -1, 1.5, "2"]),
     "degree": mostly([0, 1], [2, -1]),
     "steps a cell": mostly([1, 1, 2], [0, 1.5, -1]),
-    "dynamics": st.sampled_from([
-        "residual", "residual", "residual", "antisymmetric", "parabolic", "hyperbolic", "hamiltonian", "reaction"]),
     "activation": st.sampled_from(["tanh", "relu", "identity", "smoothed_relu"]),
-    "integrator": st.sampled_from([
-        "euler", "euler", "euler", "heun", "imex", "verlet", "backward", "midpoint"]),
+    "dynamics and scheme": mostly(PAIRS, [
+        ("residual", "imex"), ("residual", "verlet"), ("hyperbolic", "imex"), ("parabolic", "verlet")]),
     "precision": mostly(["double", "double", "single"], ["half", None]),
     "opening": mostly([None, None, None, 1], [3]),
 })
 
 SAMPLE = st.fixed_dictionaries({
-    "count": mostly([1, 2, 5, 9], [0]), "pixels": mostly([1, 2, 3, 6], [0]), "channels": mostly([1, 1, 1, 2], [0]),
+    "count": mostly([1, 2, 5, 9], [0]), "pixels": mostly([1, 2, 3, 6], [0]),
+    "channels": mostly([1, 1, 1, 1, 1, 1, 2], [0]),
     "dtype": mostly(["float64", "float32", "uint8", "bool"], ["complex128", "object", "str", "int64", "float16"]),
     "values": mostly(["noise", "noise", "constant", "large"], ["nan", "inf", "huge"]),
     "classes": mostly([1, 2, 3], [0, -1, 2.5]),
+    "targets": st.sampled_from(["labels", "labels", "labels", "numbers", "classes at nodes", "fields"]),
+    "mask": mostly([False, False, True], ["nothing"]),
+    "source": st.sampled_from(["pixels", "pixels", "nodal"]),
     "labels": mostly(["good"], ["too large", "negative", "halves", "too few", "nested", "words"]),
 })
 

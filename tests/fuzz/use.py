@@ -17,6 +17,7 @@ from firedrake import (
 )
 
 import ctrlnet as cn
+from ctrlnet.fields import Classes, NodalClasses, NodalFields, NodalValues, Numbers
 from ctrlnet.optimise import Adam, FirstOrder, JointFunctional, Limits, ProjectedFunctional, SampleSchedule
 from ctrlnet.transfer import carry
 
@@ -47,36 +48,44 @@ def mesh_of(kind: str, cells: int, factor: int = 1):
     }[kind]()
 
 
-def operators_of(basis: str, space):
-    if basis == "stencils":
+def operators_of(basis: str, space, kind: str):
+    if basis == "stencils" or (basis == "stencils where they are" and kind in ("interval", "squares")):
         return cn.stencil_operators(space)
     if basis == "two by name":
         return cn.Operators(space, [cn.derivative(0), cn.laplacian])
     return cn.low_order_operators(space)
 
 
-def network_of(space, d: dict):
-    operators = operators_of(d["basis"], space)
+def network_of(space, d: dict, kind: str):
+    operators = operators_of(d["basis"], space, kind)
     activation = {"tanh": cn.tanh, "relu": cn.relu, "identity": cn.identity,
                   "smoothed_relu": cn.smoothed_relu(0.1)}[d["activation"]]
+    of_dynamics, of_scheme = d["dynamics and scheme"]
+    whole = isinstance(d["features"], int)
+    features = 2 * d["features"] if whole and of_dynamics == "hamiltonian" else d["features"]  # two halves
     dynamics = {
         "residual": cn.Residual, "antisymmetric": cn.Antisymmetric, "parabolic": cn.Parabolic,
         "hyperbolic": cn.Hyperbolic, "hamiltonian": cn.Hamiltonian,
-        "reaction": lambda sigma: cn.ReactionDiffusion(0.1, sigma)}[d["dynamics"]](activation)
+        "reaction": lambda sigma: cn.ReactionDiffusion(0.1, sigma)}[of_dynamics](activation)
     integrator = {
         "euler": cn.ForwardEuler, "heun": cn.RungeKutta, "imex": cn.IMEX, "verlet": cn.StoermerVerlet,
-        "backward": cn.BackwardEuler, "midpoint": cn.ImplicitMidpoint}[d["integrator"]]()
+        "backward": cn.BackwardEuler, "midpoint": cn.ImplicitMidpoint}[of_scheme]()
     controls = cn.ControlSpace(
-        d["T"], d["control cells"], operators, d["features"], degree=d["degree"], refinements=1,
+        d["T"], d["control cells"], operators, features, degree=d["degree"], refinements=1,
         parameters=dynamics.parameters)
-    opening = None if d["opening"] is None else cn.LearnedOpening(d["features"], d["opening"])
+    opening = None if d["opening"] is None else cn.LearnedOpening(features, d["opening"])
     return cn.Network(
         operators, controls, controls.cells * d["steps a cell"], dynamics=dynamics, integrator=integrator,
         precision=d["precision"], **({} if opening is None else {"opening": opening}))
 
 
-def sample_of(d: dict, dimension: int, rng: np.random.Generator):
-    shape = (d["count"], *([d["channels"]] if d["channels"] != 1 else []), *[d["pixels"]] * dimension)
+def sample_of(d: dict, space, rng: np.random.Generator):
+    """A sample of pictures, or of values at the nodes, which alone a sphere takes."""
+    mesh = space.mesh()
+    surface = mesh.topological_dimension != mesh.geometric_dimension
+    nodal = d["source"] == "nodal" or surface
+    points = [space.dim()] if nodal else [d["pixels"]] * mesh.geometric_dimension
+    shape = (d["count"], *([d["channels"]] if d["channels"] != 1 else []), *points)
     values = {"noise": rng.random(shape), "constant": np.ones(shape), "large": 1e3 * rng.random(shape),
               "nan": np.full(shape, np.nan), "inf": np.full(shape, np.inf), "huge": np.full(shape, 1e300)}[d["values"]]
     with np.errstate(all="ignore"):
@@ -85,19 +94,38 @@ def sample_of(d: dict, dimension: int, rng: np.random.Generator):
     labels = np.arange(d["count"]) % whole
     labels = {"good": labels, "too large": labels + 1, "negative": labels - 1, "halves": labels + 0.5,
               "too few": labels[1:], "nested": labels[:, None], "words": labels.astype(str)}[d["labels"]]
-    return cn.Sample(values, labels, d["classes"])
+    inputs = NodalValues(space, values) if nodal else values
+    if d["targets"] == "labels":
+        return cn.Sample(inputs, labels, d["classes"])
+    return cn.Sample(inputs, targets_of(d, space, labels, whole, rng))
 
 
-def problem_of(network, d: dict, sample, classes, coarse_mesh):
+def targets_of(d: dict, space, labels: np.ndarray, whole: int, rng: np.random.Generator):
+    """Numbers an image, or classes or fields at nodes, some of them masked; wrong labels make them wrong too."""
+    nodes, seed = space.dim(), np.zeros(d["count"]) if labels.dtype.kind == "U" else labels.ravel()
+    if d["targets"] == "numbers":
+        return Numbers(seed[:, None] + rng.standard_normal((len(seed), whole)), relative=bool(d["mask"]))
+    mask = {False: None, True: rng.random((len(seed), nodes)) < 0.5, "nothing": np.zeros((len(seed), nodes), bool)}[
+        d["mask"]]
+    if d["targets"] == "classes at nodes":
+        at_nodes = (seed[:, None] + np.arange(nodes)) % whole if labels.ndim == 1 else labels
+        return NodalClasses(space, at_nodes, d["classes"], mask=mask)
+    return NodalFields(space, seed[:, None, None] + rng.standard_normal((len(seed), whole, nodes)), mask=mask)
+
+
+def problem_of(network, d: dict, sample, kind: str, classes, coarse_mesh):
     space = {
         "CG": lambda: FunctionSpace(coarse_mesh, "CG", 1), "DG": lambda: FunctionSpace(coarse_mesh, "DG", 0),
         "R": lambda: FunctionSpace(coarse_mesh, "R", 0), "CG2": lambda: FunctionSpace(coarse_mesh, "CG", 2),
         "vector": lambda: VectorFunctionSpace(coarse_mesh, "CG", 1), "state's": lambda: None}[d["readout"]]()
-    loss = {"default": None, "softmax": cn.SoftmaxCrossEntropy(), "least squares": cn.LeastSquares(),
-            "logistic": cn.Logistic(), "word": "softmax"}[d["loss"]]
+    of_classes, at_nodes = kind in ("labels", "classes at nodes"), kind in ("classes at nodes", "fields")
+    loss = {"default": None if of_classes else cn.LeastSquares(), "softmax": cn.SoftmaxCrossEntropy(),
+            "least squares": cn.LeastSquares(), "logistic": cn.Logistic(), "word": "softmax"}[d["loss"]]
     more = {} if loss is None else {"loss": loss}
+    components = classes if of_classes else sample.targets.components
+    readout = cn.NodalReadout(network, components) if at_nodes else cn.Readout(network, components, space)
     return cn.TrainingProblem(
-        cn.Readout(network, classes, space), sample, control_size=d["control_size"], weights_size=d["weights_size"],
+        readout, sample, control_size=d["control_size"], weights_size=d["weights_size"],
         weights_gradient=d["weights_gradient"], memory_limit=d["memory_limit"], **more)
 
 
@@ -126,7 +154,7 @@ def use(d: dict) -> str:
     call, rng = d["call"], np.random.default_rng(d["call"]["seed"])
     mesh = mesh_of(**d["mesh"])
     space = FunctionSpace(mesh, "CG", 1)
-    network = network_of(space, d["network"])
+    network = network_of(space, d["network"], d["mesh"]["kind"])
     finite = bool(np.isfinite(call["scale"]))
     m = network.control_space.random(rng, call["scale"] if finite else 0.1)
     if not finite:
@@ -136,7 +164,7 @@ def use(d: dict) -> str:
         Y0 = Function(network.state_space(2))
         Y0.dat.data_wo[:] = rng.random(Y0.dat.data_ro.shape)
         Y = cn.propagate(network, m, Y0).dat.data_ro
-        plain = d["network"]["dynamics"] == "residual" and d["network"]["integrator"] == "euler"
+        plain = tuple(d["network"]["dynamics and scheme"]) == ("residual", "euler")
         expected = None
         if plain and d["network"]["activation"] in ACTIVATIONS:
             shape = (Y0.dat.data_ro.shape[0], network.features, 2)
@@ -154,12 +182,12 @@ def use(d: dict) -> str:
         other, carried = carry(network, m, target)
         check("carried controls", carried.s.dat.data_ro)
         return name
-    sample = sample_of(d["sample"], mesh.geometric_dimension, rng)
+    sample = sample_of(d["sample"], space, rng)
     if name == "depth":
         check("the depth's error", cn.adapt_depth(network, sample, m, call["tolerance"], limit=16).error)
         return name
     coarse = mesh if d["mesh"]["kind"] == "sphere" else mesh_of(d["mesh"]["kind"], d["problem"]["readout cells"])
-    problem = problem_of(network, d["problem"], sample, d["sample"]["classes"], coarse)
+    problem = problem_of(network, d["problem"], sample, d["sample"]["targets"], d["sample"]["classes"], coarse)
     m = problem.controls(rng, call["scale"] if finite else 0.1).replace(s=m.s)
     trained(name, problem, m, call, rng, smooth=d["network"]["activation"] != "relu")
     return name
@@ -197,7 +225,8 @@ def trained(name: str, problem, m, call: dict, rng: np.random.Generator, smooth:
     elif name == "predict":
         prediction = problem.prediction(m)
         check("scores", prediction.scores(problem.average.sample))
-        check("the accuracy", problem.accuracy(problem.average.sample, m))
+        if isinstance(problem.average.sample.targets, Classes):
+            check("the accuracy", problem.accuracy(problem.average.sample, m))
     elif name == "save":
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "net.h5"
@@ -207,6 +236,6 @@ def trained(name: str, problem, m, call: dict, rng: np.random.Generator, smooth:
                 check("a control read back", control.dat.data_ro, expected.dat.data_ro, 0.0)
     else:
         functional = ProjectedFunctional(problem, m)
-        check("the projected objective", functional(list(functional.controls)))
+        check("the projected objective", functional([c.control for c in functional.controls]))
         results = cn.train_multiscale([problem, problem], m, iterations=call["iterations"])
         check("the objective", results[-1].history.last.objective)

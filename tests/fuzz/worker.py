@@ -29,7 +29,8 @@ def outcome_of(d: dict) -> dict:
         return {"kind": "contradiction", "said": str(error)}
     except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
-        raised_by_us = frames[-1].filename.startswith(PACKAGE)
+        # Raised there on purpose, not where our code stumbled over None.
+        raised_by_us = frames[-1].filename.startswith(PACKAGE) and (frames[-1].line or "").startswith("raise")
         said = "".join(traceback.format_exception(error))[-3000:]
         return {"kind": "ours" if raised_by_us else "foreign", "said": str(error) if raised_by_us else said}
 

@@ -84,6 +84,14 @@ def test_relative_error():
         classes.average.relative_error(*classes.point(classes.controls()))
 
 
+def test_inputs_with_targets():
+    """A sample's scores are those of its inputs, whatever is known of them."""
+    problem = small_problem()
+    prediction, sample = problem.prediction(problem.controls(np.random.default_rng(0), 0.3)), problem.average.sample
+    assert np.array_equal(prediction.scores(sample), prediction.scores(sample.inputs))
+    assert np.array_equal(prediction.predict(sample), prediction.predict(sample.images))
+
+
 def test_what_is_refused():
     problem = small_problem()
     prediction = problem.prediction(problem.controls())

@@ -13,6 +13,7 @@ from support.points import arrays_of, gradient_at, hessian_at, value_at
 
 from ctrlnet import (
     Activation,
+    EvaluationError,
     FixedOpening,
     LeastSquares,
     PropagationError,
@@ -348,14 +349,27 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("weights", "message"),
         [
-            (dict(control_size=-1.0), "must not be negative, received size=-1.0"),
-            (dict(control_roughness=-1.0), "must not be negative, received .*roughness=-1.0"),
-            (dict(weights_gradient=-1.0), "must not be negative, received gradient=-1.0"),
-            (dict(weights_size=-1.0), "must not be negative, received .*size=-1.0"),
-            (dict(control_scales=[1.0]), "scales must be 4 positive numbers"),
+            (dict(control_size=-1.0), "must not be negative, and finite; received size=-1.0"),
+            (dict(control_size=float("nan")), "received size=nan"),
+            (dict(control_roughness=-1.0), "must not be negative, and finite; received .*roughness=-1.0"),
+            (dict(weights_gradient=-1.0), "must not be negative, and finite; received gradient=-1.0"),
+            (dict(weights_gradient=float("inf")), "received gradient=inf"),
+            (dict(weights_size=-1.0), "must not be negative, and finite; received .*size=-1.0"),
+            (dict(weights_size=float("nan")), "received .*size=nan"),
+            (dict(opening_size=float("nan")), "opening_size must not be negative, and finite; received nan"),
+            (dict(control_scales=[1.0]), "scales must be 4 positive, finite numbers"),
+            (dict(control_scales=[1.0, 1.0, 1.0, float("inf")]), "scales must be 4 positive, finite numbers"),
         ],
     )
-    def test_negative_regularisation(self, make_network, weights, message):
+    def test_wrong_regularisation(self, make_network, weights, message):
         readout = Readout(make_network("triangle"), 3)
         with pytest.raises(ValueError, match=message):
             TrainingProblem(readout, sample_for("triangle"), **weights)
+
+    def test_overflow(self, make_network):
+        """Controls whose squares no number can hold give no objective, rather than one that is infinite."""
+        problem = TrainingProblem(Readout(make_network("triangle"), 3), sample_for("triangle"))
+        m = problem.controls()
+        m.W.assign(1e200)
+        with pytest.raises(EvaluationError, match="regularisation of W is not finite"):
+            problem.reduced_functional(m)(list(m))

@@ -270,7 +270,7 @@ def test_a_space_that_is_not_scalar_or_has_no_nodes_is_refused(space):
 
 
 def test_a_readout_without_scores_is_refused():
-    with pytest.raises(ValueError, match="A readout needs at least one class or component, received 0"):
+    with pytest.raises(ValueError, match="a whole number of classes or components, at least one; received 0"):
         Readout(network(2), 0)
 
 
@@ -279,5 +279,5 @@ def test_negative_weights_are_refused(weights):
     readout = Readout(network(2), K)
     for call in (lambda: readout.regularisation(readout.zero(), *weights),
                  lambda: readout.regularisation_matrix(*weights)):
-        with pytest.raises(ValueError, match="Regularisation weights must not be negative, received gradient="):
+        with pytest.raises(ValueError, match="must not be negative, and finite; received gradient="):
             call()

@@ -111,7 +111,7 @@ def test_bad_settings_are_refused():
         FirstOrder(functional, rng, batch=61)
     with pytest.raises(ValueError, match="received batch=0"):
         FirstOrder(functional, rng, batch=0)
-    with pytest.raises(ValueError, match="must be positive, received -1"):
+    with pytest.raises(ValueError, match="must be positive and finite, received -1"):
         FirstOrder(functional, rng, batch=10, rate=-1)
 
 
