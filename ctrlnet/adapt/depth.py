@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from mpi4py import MPI
 
-from ctrlnet.controls import Controls, ControlsLike, as_controls
+from ctrlnet.controls import Controls, ControlsLike, as_controls, divided
 from ctrlnet.errors import PropagationError
 from ctrlnet.fields.inputs import NodalMap
 from ctrlnet.fields.sample import Sample
@@ -127,12 +127,18 @@ def adapt_depth(
             steps = fewer
             break
     table = tuple(estimates[n] for n in sorted(estimates))
-    return AdaptiveDepth(network.with_depth(steps=steps), estimates[steps].error, table)
+    return AdaptiveDepth(network.with_depth(steps=_steps(network, steps)), estimates[steps].error, table)
 
 
 def _predicted(error: float, tolerance: float, order: int, steps: int, cells: int) -> int:
     """Return the multiple of the cells that the error of some steps says is just enough."""
     return cells * math.ceil(steps / cells * (error / tolerance) ** (1 / order) - 1e-9)
+
+
+def _steps(network: Network, count: int) -> int | np.ndarray:
+    """Return so many steps, as many in each control cell, as :meth:`ctrlnet.Network.with_depth` takes them."""
+    space = network.control_space
+    return count if isinstance(space.depth, int) else divided(space.times, count // space.cells)
 
 
 class _Final:
@@ -147,7 +153,7 @@ class _Final:
 
     def at(self, steps: int) -> tuple[np.ndarray | None, str]:
         """Return the values with a number of steps; or None, and why the propagation failed."""
-        net = self._network.with_depth(steps=steps)
+        net = self._network.with_depth(steps=_steps(self._network, steps))
         layers = net.layers(self._controls)
         block = net.sweep.image_block
         trajectory = net.sweep.trajectory(net.steps, block, keep=False)

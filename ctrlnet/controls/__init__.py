@@ -9,9 +9,10 @@ from ctrlnet.controls.numbers import numbers_space
 from ctrlnet.controls.parts import DistributedPart, Part, ReplicatedPart
 from ctrlnet.controls.replicated import replicated
 from ctrlnet.controls.spaces import ControlSpace
+from ctrlnet.controls.times import checked_times, divided
 
 __all__ = [
     "ControlSet", "ControlSpace", "Controls", "ControlsLike", "Coordinates", "DistributedPart", "InnerProduct", "Part",
-    "ReplicatedPart", "as_controls", "check_same", "check_same_generators", "mapped", "numbers_space", "products_of",
-    "replicated",
+    "ReplicatedPart", "as_controls", "check_same", "check_same_generators", "checked_times", "divided", "mapped",
+    "numbers_space", "products_of", "replicated",
 ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from firedrake import Cofunction, Function
 from petsc4py import PETSc
 from pyadjoint import Block, annotate_tape, get_working_tape, stop_annotating
 
-__all__ = ["LinearMapBlock", "mapped", "products_of"]
+__all__ = ["LinearMapBlock", "array_products", "mapped", "products_of"]
 
 Apply = Callable[[Function, Function], None]
 Transpose = Callable[[Cofunction, Cofunction], None]
@@ -68,6 +69,15 @@ def mapped(u: Function, v: Function, apply: Apply, transpose: Transpose) -> Func
     if annotate_tape():
         get_working_tape().add_block(LinearMapBlock(u, v, apply, transpose))
     return v
+
+
+def array_products(matrix: np.ndarray) -> tuple[Apply, Transpose]:
+    """Return the products of an array, and of its transpose, with Functions that every rank has the whole of."""
+    def write(u: Function | Cofunction, out: Function | Cofunction, A: np.ndarray) -> None:
+        values = u.dat.data_ro
+        out.dat.data[:] = np.tensordot(A, values, axes=1)
+
+    return lambda u, out: write(u, out, matrix), lambda g, out: write(g, out, matrix.T)
 
 
 def products_of(matrix: PETSc.Mat) -> tuple[Apply, Transpose]:

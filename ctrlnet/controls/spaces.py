@@ -10,21 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import ufl
 from firedrake import (
-    COMM_SELF,
+    CellVolume,
     Constant,
     Function,
     FunctionSpace,
-    IntervalMesh,
     MeshHierarchy,
     SpatialCoordinate,
     TestFunction,
     TrialFunction,
     VectorFunctionSpace,
     assemble,
+    avg,
     dS,
     dx,
     elem_mult,
@@ -36,9 +37,10 @@ from pyadjoint import stop_annotating
 
 from ctrlnet.controls.control_set import ControlSet
 from ctrlnet.controls.controls import Controls, ControlsLike
-from ctrlnet.controls.linear_map import mapped
+from ctrlnet.controls.linear_map import array_products, mapped
 from ctrlnet.controls.own_meshes import own_mesh
 from ctrlnet.controls.parts import ReplicatedPart
+from ctrlnet.controls.times import checked_times, divided, time_mesh
 from ctrlnet.errors import NotPickled
 
 __all__ = ["BEFORE_JUMP", "ControlSpace"]
@@ -55,7 +57,8 @@ class ControlSpace(NotPickled):
     T
         Final time; time starts at 0.
     cells
-        Control cells of the coarsest time mesh, at least 1. Independent of the number of time steps.
+        Control cells of the coarsest time mesh, at least 1, of equal size; or the times
+        :math:`0 = \tau_0 < \dots < \tau_M = T` between which they lie. Independent of the time steps.
     operators
         J, the number of operators, or anything with a length.
     features
@@ -74,6 +77,12 @@ class ControlSpace(NotPickled):
         Vector spaces on the time mesh. A value of s is the C-order flattening of ``s[j, out, in]``.
     control_set : ControlSet
         The controls ``s``, ``b`` and the parameters, by their names.
+    cells : int
+        M.
+    times
+        Of the cells' ends, (M + 1,).
+    depth
+        M where the cells are of equal size, and else the times.
     mesh
         Of time, on every rank the whole of it. Its name is the same in every process, so that Firedrake's
         CheckpointFile can load onto it: ``s.assign(file.load_function(space.mesh, "s"))``.
@@ -81,16 +90,24 @@ class ControlSpace(NotPickled):
     Raises
     ------
     ValueError
-        If T, cells, features or operators is not positive, a count is no integer, or degree is neither 0 nor 1.
+        If T, cells, features or operators is not positive, a count is no integer, degree is neither 0 nor 1, or times
+        of cells do not run from 0 to T.
     """
 
     def __init__(
-        self, T: float, cells: int, operators: int | Sequence, features: int, degree: int = 0, refinements: int = 0,
-        parameters: Sequence[str] = (),
+        self, T: float, cells: int | Sequence[float] | np.ndarray, operators: int | Sequence, features: int,
+        degree: int = 0, refinements: int = 0, parameters: Sequence[str] = (),
     ):
         count: Any = operators if isinstance(operators, int | Integral) else len(operators)
         if not 0 < T < np.inf:
             raise ValueError(f"The final time T must be positive and finite, received {T!r}.")
+        ends = None
+        if isinstance(cells, Sequence | np.ndarray) and not isinstance(cells, str):
+            ends = checked_times(cells, "the control cells")
+            if abs(ends[-1] - T) > 1e-12 * T:
+                raise ValueError(
+                    f"The times of control cells run from 0 to T = {T:g}; received an end of {ends[-1]:g}.")
+            cells = len(ends) - 1
         for what, value in (("cells", cells), ("features", features), ("refinements", refinements)):
             if not isinstance(value, Integral):
                 raise ValueError(f"A control space needs a whole number of {what}, received {value!r}.")
@@ -104,15 +121,20 @@ class ControlSpace(NotPickled):
         if isinstance(parameters, str | Integral):
             raise ValueError(
                 f"parameters are a sequence of names, such as ('log_diffusivity',); received {parameters!r}.")
-        hierarchy = MeshHierarchy(IntervalMesh(int(cells), T, comm=COMM_SELF), int(refinements))
-        self._setup(T, int(cells), int(count), int(features), int(degree), tuple(parameters), hierarchy, 0)
+        hierarchy = MeshHierarchy(time_mesh(float(T), int(cells), ends), int(refinements))
+        depth = int(cells) if ends is None else ends
+        self._setup(T, depth, int(count), int(features), int(degree), tuple(parameters), hierarchy, 0)
 
-    def _setup(self, T, cells, operators, features, degree, parameters, hierarchy, level) -> None:
-        self.T, self.cells, self.degree = float(T), cells, degree
+    def _setup(self, T, depth, operators, features, degree, parameters, hierarchy, level) -> None:
+        equal = isinstance(depth, int)
+        cells = depth if equal else len(depth) - 1
+        self.T, self.cells, self.degree, self.depth = float(T), cells, degree, depth
+        self.times = self.T / cells * np.arange(cells + 1) if equal else depth
         self.operators, self.features, self.parameters = operators, features, parameters
         self._hierarchy, self._level = hierarchy, level
         # A finer level has the parts of its coarser ones' cells in another order than a mesh of as many cells.
-        self.mesh = own_mesh(hierarchy[level], f"ctrlnet_time_{self.T!r}_{cells >> level}x{2**level}")
+        mark = "" if equal else f"_{crc32(depth.tobytes()):08x}"
+        self.mesh = own_mesh(hierarchy[level], f"ctrlnet_time_{self.T!r}_{cells >> level}x{2**level}{mark}")
         family = "CG" if degree else "DG"
         self._scalar_space = FunctionSpace(self.mesh, family, degree)
         self.s_space = VectorFunctionSpace(self.mesh, family, degree, dim=operators * features**2)
@@ -135,8 +157,9 @@ class ControlSpace(NotPickled):
                 f"refinements={self._level + 1} or more."
             )
         space = object.__new__(ControlSpace)
+        depth = 2 * self.cells if isinstance(self.depth, int) else divided(self.depth, 2)
         space._setup(
-            self.T, 2 * self.cells, self.operators, self.features, self.degree, self.parameters, self._hierarchy,
+            self.T, depth, self.operators, self.features, self.degree, self.parameters, self._hierarchy,
             self._level + 1)
         return space
 
@@ -154,6 +177,22 @@ class ControlSpace(NotPickled):
         for coarse, function in zip(self.control_set.controls(m), fine, strict=True):
             mapped(coarse, function, prolong, restrict)
         return fine
+
+    def with_cells(self, cells: int | Sequence[float] | np.ndarray) -> ControlSpace:
+        """Return the space of the same controls with other control cells, the first of a time hierarchy of its own."""
+        return ControlSpace(
+            self.T, cells, self.operators, self.features, self.degree, parameters=self.parameters)
+
+    def interpolate(self, m: ControlsLike, target: ControlSpace) -> Controls:
+        """Return controls of this space in another one of the same time: its nodes' values, of cells their midpoints'.
+
+        The functions of time stay as they are where the target's cells divide this space's. Taped.
+        """
+        E = self.sampling(target._times)
+        out = target.control_set.zero()
+        for mine, theirs in zip(self.control_set.controls(m), out, strict=True):
+            mapped(mine, theirs, *array_products(E))
+        return out
 
     def ordered(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return degrees of freedom by name with the rows of controls in time in the order of their times."""
@@ -200,14 +239,15 @@ class ControlSpace(NotPickled):
 
         A piecewise constant control jumps; its value at a jump is the one that follows.
         """
-        position = np.asarray(times) / self.T * self.cells
-        out = np.zeros((position.size, self._times.size))
-        cell = np.minimum(np.floor(position + 0.1 * BEFORE_JUMP * self.cells).astype(int), self.cells - 1)
-        rows = np.arange(position.size)
+        times, ends = np.asarray(times), self.times
+        out = np.zeros((times.size, self._times.size))
+        cell = np.searchsorted(ends, times + 0.1 * BEFORE_JUMP * self.T, side="right") - 1
+        cell = np.clip(cell, 0, self.cells - 1)
+        rows = np.arange(times.size)
         if self.degree == 0:
             out[rows, self._order[cell]] = 1.0
         else:
-            right = np.clip(position - cell, 0.0, 1.0)
+            right = np.clip((times - ends[cell]) / (ends[cell + 1] - ends[cell]), 0.0, 1.0)
             out[rows, self._order[cell]] = 1.0 - right
             out[rows, self._order[cell + 1]] += right
         return out
@@ -298,7 +338,7 @@ class ControlSpace(NotPickled):
         if self.degree:
             form += gamma * product(u.dx(0), v.dx(0)) * dx
         elif self.cells > 1:
-            form += gamma / Constant(self.T / self.cells) * product(u("+") - u("-"), v("+") - v("-")) * dS
+            form += gamma / avg(CellVolume(self.mesh)) * product(u("+") - u("-"), v("+") - v("-")) * dS
         return form
 
     def regularisation_matrix(self, size: float = 0.0, roughness: float = 0.0) -> np.ndarray:

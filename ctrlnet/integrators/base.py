@@ -40,8 +40,8 @@ class Integrator(Protocol):
     @property
     def explicit(self) -> bool: ...
 
-    def control_times(self, T: float, steps: int) -> np.ndarray:
-        """Return the times at which the steps take their controls, (steps * m,)."""
+    def control_times(self, times: np.ndarray) -> np.ndarray:
+        """Return the times at which the steps between ``times`` (N + 1,) take their controls, (N * m,)."""
 
     def engine(self, dynamics: RightHandSide, operators: Operators, features: int, precision: str) -> Engine:
         """Return what makes the sweeps of this scheme for a right-hand side; nothing is compiled yet.
@@ -53,14 +53,14 @@ class Integrator(Protocol):
         """
 
 
-def control_times(nodes: tuple[float, ...], T: float, steps: int) -> np.ndarray:
-    """Return the times t_k + c_i h of all steps, (steps * m,).
+def control_times(nodes: tuple[float, ...], times: np.ndarray) -> np.ndarray:
+    """Return the times t_k + c_i h_k of all steps, (N * m,), of the times t_0 to t_N of the states.
 
     A time at the end of a step is a little before it: where controls jump, a step sees their values within.
     """
     c = np.array(nodes)
-    times = T / steps * (np.arange(steps)[:, None] + c)
-    return (times - np.where(c < 1, 0.0, BEFORE_JUMP * T)).ravel()
+    within = times[:-1, None] + np.diff(times)[:, None] * c
+    return (within - np.where(c < 1, 0.0, BEFORE_JUMP * times[-1])).ravel()
 
 
 class FormulaScheme(ABC):
@@ -84,9 +84,9 @@ class FormulaScheme(ABC):
     def explicit(self) -> bool:
         return self.newton() is None
 
-    def control_times(self, T: float, steps: int) -> np.ndarray:
+    def control_times(self, times: np.ndarray) -> np.ndarray:
         """Return the times at which the steps take their controls; see :func:`control_times`."""
-        return control_times(self.nodes, T, steps)
+        return control_times(self.nodes, times)
 
     @abstractmethod
     def step(self, dynamics: Dynamics) -> Formula:

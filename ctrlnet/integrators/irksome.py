@@ -106,9 +106,9 @@ class Irksome:
     def explicit(self) -> bool:
         return self.tableau.is_explicit
 
-    def control_times(self, T: float, steps: int) -> np.ndarray:
+    def control_times(self, times: np.ndarray) -> np.ndarray:
         """Return the times at which the steps take their controls; see :func:`control_times`."""
-        return control_times(self.nodes, T, steps)
+        return control_times(self.nodes, times)
 
     def engine(self, dynamics: RightHandSide, operators: Operators, features: int, precision: str) -> TapedEngine:
         """Return what makes the sweeps; see :meth:`Integrator.engine`.

@@ -12,7 +12,7 @@ from firedrake import VectorFunctionSpace
 from firedrake.functionspaceimpl import WithGeometry
 from mpi4py import MPI
 
-from ctrlnet.controls import Controls, ControlSet, ControlsLike, ControlSpace
+from ctrlnet.controls import Controls, ControlSet, ControlsLike, ControlSpace, checked_times, divided
 from ctrlnet.dynamics import Residual
 from ctrlnet.dynamics.system import RightHandSide
 from ctrlnet.errors import NotPickled
@@ -39,7 +39,8 @@ class Network(NotPickled):
     control_space
         Spaces of the controls in time; their J must be ``len(operators)``.
     steps
-        Number N of time steps (layers), independent of the control cells. Default: one a control cell.
+        Number N of time steps (layers) of equal size, independent of the control cells; or the times
+        :math:`0 = t_0 < \dots < t_N = T` of the states, (N + 1,). Default: one step a control cell.
     dynamics, integrator
         Right-hand side and scheme; a pair that has no sweep is refused.
     opening
@@ -50,14 +51,24 @@ class Network(NotPickled):
     Raises
     ------
     ValueError
-        If the counts of operators or of learned parameters differ, steps < 1, or the opening has other features.
+        If the counts of operators or of learned parameters differ, steps < 1, times that do not run from 0 to T, or the
+        opening has other features.
+
+    Attributes
+    ----------
+    steps : int
+        N.
+    times
+        Of the states, (N + 1,).
+    depth
+        N where the steps are of equal size, and else the times: what the argument ``steps`` takes.
     """
 
     def __init__(
         self,
         operators: Operators,
         control_space: ControlSpace,
-        steps: int | None = None,
+        steps: int | Sequence[float] | np.ndarray | None = None,
         dynamics: RightHandSide | None = None,
         integrator: Integrator | None = None,
         opening: Opening | None = None,
@@ -77,17 +88,15 @@ class Network(NotPickled):
         self._engine = self.integrator.engine(self.dynamics, operators, control_space.features, precision)
         self._check_parameters()
 
-    def _set_time(self, control_space: ControlSpace, steps: int | None) -> None:
+    def _set_time(self, control_space: ControlSpace, steps: int | Sequence[float] | np.ndarray | None) -> None:
         if len(self.operators) != control_space.operators:
             raise ValueError(
                 f"The control space was built for {control_space.operators} operators, but {len(self.operators)} are "
                 f"given ({', '.join(self.operators.names)}). Build it as ControlSpace(T, cells, operators, features)."
             )
         self.control_space = control_space
-        count = control_space.cells if steps is None else steps
-        if not isinstance(count, Integral) or count < 1:
-            raise ValueError(f"A network needs a whole number of layers, at least one; received steps={steps!r}.")
-        self.steps = int(count)
+        self.depth, self.times = _depth(control_space.depth if steps is None else steps, control_space.T)
+        self.steps = len(self.times) - 1
 
     def _check_parameters(self) -> None:
         learned, given = self.dynamics.parameters, self.control_space.parameters
@@ -121,21 +130,29 @@ class Network(NotPickled):
 
     @cached_property
     def step_sizes(self) -> np.ndarray:
-        return np.full(self.steps, self.control_space.T / self.steps)
+        """Of the layers, (N,)."""
+        equal = isinstance(self.depth, int)
+        return np.full(self.steps, self.control_space.T / self.steps) if equal else np.diff(self.times)
 
     @cached_property
     def sampling(self) -> np.ndarray:
         """Matrix that evaluates a control at each step's time."""
-        return self.control_space.sampling(self.integrator.control_times(self.control_space.T, self.steps))
+        return self.control_space.sampling(self.integrator.control_times(self.times))
 
     def on(self, V: WithGeometry) -> Network:
         """Return the same network on another space: operators rediscretised, controls unchanged."""
         return Network(
-            self.operators.on(V), self.control_space, self.steps, self.dynamics, self.integrator, self.opening,
+            self.operators.on(V), self.control_space, self.depth, self.dynamics, self.integrator, self.opening,
             self.precision)
 
-    def with_depth(self, control_space: ControlSpace | None = None, steps: int | None = None) -> Network:
-        """Return the same network with another control space, another number of steps, or both.
+    def divided(self, parts: int) -> int | np.ndarray:
+        """Return the steps, each divided into equal parts, as :meth:`with_depth` takes them."""
+        return self.depth * parts if isinstance(self.depth, int) else divided(self.times, parts)
+
+    def with_depth(
+        self, control_space: ControlSpace | None = None, steps: int | Sequence[float] | np.ndarray | None = None
+    ) -> Network:
+        """Return the same network with another control space, other steps, or both.
 
         What was compiled, assembled or factorised for this one serves that one too.
 
@@ -200,6 +217,19 @@ class Network(NotPickled):
     def state_space(self, images: int) -> WithGeometry:
         """Return the space of C features for ``images`` images, image index fastest."""
         return VectorFunctionSpace(self.operators.mesh, self.space.ufl_element(), dim=self.features * images)
+
+
+def _depth(steps: int | Sequence[float] | np.ndarray, T: float) -> tuple[int | np.ndarray, np.ndarray]:
+    """Return the number of equal steps, or the times of others, and the times in either case."""
+    if not isinstance(steps, Sequence | np.ndarray) or isinstance(steps, str):
+        if not isinstance(steps, Integral) or steps < 1:
+            raise ValueError(
+                f"A network needs a whole number of layers, at least one, or their times; received steps={steps!r}.")
+        return int(steps), T / int(steps) * np.arange(int(steps) + 1)
+    times = checked_times(steps, "the steps")
+    if abs(times[-1] - T) > 1e-12 * T:
+        raise ValueError(f"The times of the steps run from 0 to T = {T:g}; received ones that end at {times[-1]:g}.")
+    return times, times
 
 
 def _listed(names: Sequence[str]) -> str:

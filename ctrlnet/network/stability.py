@@ -54,19 +54,21 @@ def warn_of_long_steps(network: Network, m: ControlsLike) -> None:
     if network.dynamics.formula is None or not network.integrator.explicit or network in _WARNED:
         return
     _LOOKED_AT.add(network)
-    h, stages = network.control_space.T / network.steps, len(network.integrator.nodes)
+    sizes, stages = network.step_sizes, len(network.integrator.nodes)
     with stop_annotating():
         layers, rough = network.in_time(m), _rough(network)
-        numbers = _different(layers, network.steps)
+        numbers = _different(layers, sizes)
         steps = [_Step(network, layers.at_step(k, stages), rough) for k in numbers]
-        excess = [step.excess(h) for step in steps]
+        excess = [step.excess(sizes[k]) for step, k in zip(steps, numbers, strict=True)]
         worst = int(np.argmax(excess))
         if not excess[worst] > _FACTOR:  # nor if it is no number: then the propagation itself is an error
             return
-        halvings = 1
+        h, halvings = sizes[numbers[worst]], 1
         while halvings < _MOST_HALVINGS and steps[worst].excess(h / 2**halvings) > _FACTOR:
             halvings += 1
-        enough = f"steps={network.steps * 2**halvings}" + ("" if halvings < _MOST_HALVINGS else " or more")
+        equal = isinstance(network.depth, int)
+        enough = (f"steps={network.steps * 2**halvings}" if equal else f"steps=network.divided({2**halvings})") + (
+            "" if halvings < _MOST_HALVINGS else " or more")
     _WARNED.add(network)
     if network.comm.rank == 0:
         warnings.warn(
@@ -82,9 +84,9 @@ def look_once_at_steps(network: Network, m: ControlsLike) -> None:
         warn_of_long_steps(network, m)
 
 
-def _different(layers: LayerControls, steps: int) -> np.ndarray:
-    """Return the numbers of the steps with controls of their own; several in a cell of time may have the same."""
-    rows = np.hstack([values.reshape(steps, -1) for values in layers.arrays])
+def _different(layers: LayerControls, sizes: np.ndarray) -> np.ndarray:
+    """Return the numbers of the steps with controls or a size of their own; in a cell of time they may be the same."""
+    rows = np.hstack([sizes[:, None], *(values.reshape(sizes.size, -1) for values in layers.arrays)])
     return np.sort(np.unique(rows, axis=0, return_index=True)[1])
 
 

@@ -92,7 +92,7 @@ class Prediction:
             network.opening.open(layers, x, trajectory.initial)
             state = network.sweep.forward(layers.in_time, network.step_sizes, trajectory)
             parts.append(self._point.W.T @ reading.features(chunk, state) + self._point.beta[:, None])
-        split.check_finite(sum(float(part.sum()) for part in parts), network.step_sizes[0])
+        split.check_finite(sum(float(part.sum()) for part in parts), network.step_sizes.max())
         return reading.gathered_scores(parts, self.readout.classes)
 
     def probabilities(self, inputs: Inputs | np.ndarray, projection: NodalMap | None = None) -> np.ndarray:
@@ -136,8 +136,8 @@ class Prediction:
         x = nodal_map_for(network, fields, projection or self._projection).nodal(fields, number, number + 1)
         network.opening.open(layers, x, trajectory.initial)
         sweep.forward(layers.in_time, network.step_sizes, trajectory)
-        times = np.concatenate([[0.0], np.cumsum(network.step_sizes)])
-        return [State(float(t), tuple(self._functions(trajectory.complete(k)[0]))) for k, t in enumerate(times)]
+        return [
+            State(float(t), tuple(self._functions(trajectory.complete(k)[0]))) for k, t in enumerate(network.times)]
 
     def _functions(self, state: np.ndarray) -> Iterator[Function]:
         for c in range(self.network.features):

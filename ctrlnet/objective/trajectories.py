@@ -221,7 +221,7 @@ class Trajectories:
     def check_finite(self, number: float) -> None:
         """Raise a :class:`~ctrlnet.PropagationError` on all ranks, and forget the states, if a number is not finite."""
         try:
-            self._split.check_finite(number, self.network.step_sizes[0])
+            self._split.check_finite(number, self.network.step_sizes.max())
         except PropagationError:
             self.forget()
             raise

@@ -106,7 +106,7 @@ def journal_of(
     run = {
         "levels": len(problems), "images": [len(problem.average.sample) for problem in problems],
         "nodes": [problem.network.space.dim() for problem in problems],
-        "steps": [problem.network.steps for problem in problems], "schedule": str(schedule),
+        "steps": [problem.network.depth for problem in problems], "schedule": str(schedule),
         **{f"start of {name}": values for name, values in start.items()}, **numbering(problems[-1])}
     rngs = [] if rng is None else [rng]
     generators = [g for problem in problems for g in problem.average.generators]

@@ -15,7 +15,7 @@ from firedrake.mesh import MeshGeometry
 from mpi4py import MPI
 from pyadjoint import stop_annotating
 
-from ctrlnet.controls import Controls, ControlsLike, ControlSpace
+from ctrlnet.controls import Controls, ControlsLike, ControlSpace, divided
 from ctrlnet.fields.sample import Sample
 from ctrlnet.network.network import Network
 from ctrlnet.objective.losses import Loss
@@ -121,11 +121,11 @@ def save(path: str | Path, problem: TrainingProblem, m: ControlsLike, history: H
     description = {
         "network": {
             "operators": described(network.operators.operators), "space": named_space(network.space, meshes),
-            "steps": network.steps, "dynamics": described(network.dynamics),
+            "steps": _plain(network.depth), "dynamics": described(network.dynamics),
             "integrator": described(network.integrator), "opening": described(network.opening),
             "precision": network.precision},
         "controls": {
-            "T": space.T, "cells": space.cells, "degree": space.degree, "operators": space.operators,
+            "T": space.T, "cells": _plain(space.depth), "degree": space.degree, "operators": space.operators,
             "features": space.features, "parameters": list(space.parameters)},
         "readout": _described_readout(readout, meshes),
         "loss": described(problem.average.loss), "regularisation": described(problem.regularisation.settings),
@@ -268,9 +268,9 @@ def load_controls(
         content = _read(path, comm)
         _check_same(path, content.description, problem)
         arrays, space = content.arrays, network.control_space
-        halvings = _halvings(path, content.description["controls"]["cells"], space.cells)
+        of = content.description["controls"]
+        halvings = _halvings(path, of["cells"], space)
         if halvings:
-            of = content.description["controls"]
             level = ControlSpace(
                 of["T"], of["cells"], of["operators"], of["features"], of["degree"], halvings, of["parameters"])
             coarse = level.control_set.functions(level.numbered(arrays))
@@ -288,13 +288,21 @@ def load_controls(
         return in_time.extended(stored.readout.prolong(stored.controls, readout))
 
 
-def _halvings(path: str | Path, theirs: int, ours: int) -> int:
-    count = max(0, (ours // theirs).bit_length() - 1)
-    if theirs * 2**count != ours:
+def _halvings(path: str | Path, depth: int | list[float], space: ControlSpace) -> int:
+    """Return how often stored control cells, a number or their times, are halved to give a space's."""
+    theirs = depth if isinstance(depth, int) else len(depth) - 1
+    count = max(0, (space.cells // theirs).bit_length() - 1)
+    times = space.T / theirs * np.arange(theirs + 1) if isinstance(depth, int) else np.array(depth)
+    if theirs * 2**count != space.cells or not np.allclose(space.times, divided(times, 2**count), rtol=0, atol=1e-12):
         raise ValueError(
-            f"{path} has {theirs} control cells, which the problem's {ours} do not refine. Take a ControlSpace of "
-            f"{theirs} cells, or of 2, 4, ... times as many.")
+            f"{path} has {theirs} control cells, which the problem's {space.cells} do not refine. Take a ControlSpace "
+            f"of cells={depth}, or with each of them halved once, twice, ...")
     return count
+
+
+def _plain(depth: int | np.ndarray) -> int | list[float]:
+    """Return a number of steps or cells, or their times, as they are written."""
+    return depth if isinstance(depth, int) else depth.tolist()
 
 
 def _check_same(path: str | Path, description: Mapping[str, Any], problem: TrainingProblem) -> None:

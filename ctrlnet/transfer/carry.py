@@ -2,9 +2,10 @@ r"""A trained network to another mesh, another depth, or both at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from firedrake.functionspaceimpl import WithGeometry
 
 from ctrlnet.controls import Controls, ControlsLike, ControlSpace, as_controls
@@ -21,7 +22,7 @@ __all__ = ["carry"]
 def carry(
     network: Network, m: ControlsLike, V: WithGeometry | None = None, *,
     kernels: Callable[[Operators, Operators], CoefficientMap] | None = None,
-    control_space: ControlSpace | None = None, steps: int | None = None,
+    control_space: ControlSpace | None = None, steps: int | Sequence[float] | np.ndarray | None = None,
 ) -> tuple[Network, Controls]:
     """Return the network with its controls on another mesh, with other layers, or both.
 
@@ -40,7 +41,7 @@ def carry(
     control_space
         A finer one of the same time hierarchy, to which the controls in time are prolonged. Default: the network's own.
     steps
-        Number of time steps; by default they grow with the control cells.
+        Number of time steps, or their times; by default they grow with the control cells.
 
     Raises
     ------
@@ -60,9 +61,9 @@ def carry(
                 "Take network.control_space.finer(), once or more."
             )
         in_time = old.prolong(in_time, control_space)
-        steps = network.steps * (control_space.cells // old.cells) if steps is None else steps
+        steps = network.divided(control_space.cells // old.cells) if steps is None else steps
     if control_space is not None or steps is not None:
-        moved = moved.with_depth(control_space, network.steps if steps is None else steps)
+        moved = moved.with_depth(control_space, network.depth if steps is None else steps)
     carried = given.replace(**in_time.by_name())
     warn_of_long_steps(moved, carried)
     return moved, carried

@@ -113,8 +113,8 @@ class Dense:
     nodes = (0.0,)
     explicit = True
 
-    def control_times(self, T, steps):
-        return control_times(self.nodes, T, steps)
+    def control_times(self, times):
+        return control_times(self.nodes, times)
 
     def engine(self, dynamics, operators, features, precision):
         @dataclass

@@ -148,7 +148,7 @@ class TestNetwork:
             Network(self.D, ControlSpace(1.0, 2, 5, 2))
 
     def test_zero_layers(self):
-        with pytest.raises(ValueError, match=r"number of layers, at least one; received steps=0"):
+        with pytest.raises(ValueError, match=r"number of layers, at least one, or their times; received steps=0"):
             Network(self.D, ControlSpace(1.0, 2, self.D, 2), steps=0)
 
     @pytest.mark.parametrize("matrix", [[1.0], [1.0, 0.0, 0.0], [[1.0, 0.0]]])
