@@ -23,10 +23,11 @@ from firedrake import Function, SpatialCoordinate, VectorFunctionSpace
 from pyadjoint import stop_annotating
 
 from ctrlnet.controls import ControlsLike
+from ctrlnet.errors import PropagationError
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.network.network import Network
 
-__all__ = ["StabilityWarning", "look_once_at_steps", "warn_of_long_steps"]
+__all__ = ["StabilityWarning", "look_once_at_steps", "stable_times", "warn_of_long_steps"]
 
 _ITERATIONS = 6
 _FACTOR = 2.0
@@ -51,21 +52,18 @@ def warn_of_long_steps(network: Network, m: ControlsLike) -> None:
     network, m
         The discrete map and its controls; those in time are taken.
     """
-    if network.dynamics.formula is None or not network.integrator.explicit or network in _WARNED:
+    if not _looked_at(network) or network in _WARNED:
         return
     _LOOKED_AT.add(network)
-    sizes, stages = network.step_sizes, len(network.integrator.nodes)
+    sizes = network.step_sizes
     with stop_annotating():
-        layers, rough = network.in_time(m), _rough(network)
-        numbers = _different(layers, sizes)
-        steps = [_Step(network, layers.at_step(k, stages), rough) for k in numbers]
+        steps, numbers, _ = _steps(network, m)
         excess = [step.excess(sizes[k]) for step, k in zip(steps, numbers, strict=True)]
         worst = int(np.argmax(excess))
         if not excess[worst] > _FACTOR:  # nor if it is no number: then the propagation itself is an error
             return
-        h, halvings = sizes[numbers[worst]], 1
-        while halvings < _MOST_HALVINGS and steps[worst].excess(h / 2**halvings) > _FACTOR:
-            halvings += 1
+        h = sizes[numbers[worst]]
+        halvings = 1 + steps[worst].halvings(h / 2, _MOST_HALVINGS - 1)
         equal = isinstance(network.depth, int)
         enough = (f"steps={network.steps * 2**halvings}" if equal else f"steps=network.divided({2**halvings})") + (
             "" if halvings < _MOST_HALVINGS else " or more")
@@ -78,16 +76,51 @@ def warn_of_long_steps(network: Network, m: ControlsLike) -> None:
             "ImplicitMidpoint(), or IMEX() where it is diffusion that is stiff.", StabilityWarning, stacklevel=3)
 
 
+def stable_times(network: Network, m: ControlsLike) -> np.ndarray:
+    """Return the network's times with those of its steps halved, once or more often, that are too long.
+
+    As :func:`warn_of_long_steps` finds them; what it does not look at stays as it is. Collective.
+
+    Raises
+    ------
+    PropagationError
+        If a step would have to be halved more than 16 times.
+    """
+    times, sizes = network.times, network.step_sizes
+    if not _looked_at(network):
+        return times
+    with stop_annotating():
+        steps, numbers, same_as = _steps(network, m)
+        halvings = np.array([step.halvings(sizes[k], _MOST_HALVINGS + 1)
+                             for step, k in zip(steps, numbers, strict=True)])[same_as]
+    if halvings.max() > _MOST_HALVINGS:
+        raise PropagationError(
+            f"No step of {sizes[int(np.argmax(halvings))] / 2**_MOST_HALVINGS:.1e} or more is stable on this mesh of "
+            f"{network.space.dim()} nodes. Take a scheme without a bound, or regularise the controls more.")
+    parts = [np.linspace(a, b, 2**n, endpoint=False) for a, b, n in zip(times, times[1:], halvings, strict=False)]
+    return np.append(np.concatenate(parts), times[-1])
+
+
+def _looked_at(network: Network) -> bool:
+    return network.dynamics.formula is not None and network.integrator.explicit
+
+
+def _steps(network: Network, m: ControlsLike) -> tuple[list[_Step], np.ndarray, np.ndarray]:
+    """Return the steps that differ, their numbers, and for every step which of them it is like."""
+    layers, rough, stages = network.in_time(m), _rough(network), len(network.integrator.nodes)
+    rows = [values.reshape(network.steps, -1) for values in layers.arrays]
+    table = np.hstack([network.step_sizes[:, None], *rows])  # several steps in a cell of time may have the same
+    _, first, same_as = np.unique(table, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    numbers = first[order]
+    steps = [_Step(network, layers.at_step(k, stages), rough) for k in numbers]
+    return steps, numbers, np.argsort(order)[same_as.ravel()]
+
+
 def look_once_at_steps(network: Network, m: ControlsLike) -> None:
     """Do :func:`warn_of_long_steps` for a network that nobody has looked at, where calls come for every iterate."""
     if network not in _LOOKED_AT:
         warn_of_long_steps(network, m)
-
-
-def _different(layers: LayerControls, sizes: np.ndarray) -> np.ndarray:
-    """Return the numbers of the steps with controls or a size of their own; in a cell of time they may be the same."""
-    rows = np.hstack([sizes[:, None], *(values.reshape(sizes.size, -1) for values in layers.arrays)])
-    return np.sort(np.unique(rows, axis=0, return_index=True)[1])
 
 
 class _Step:
@@ -109,6 +142,13 @@ class _Step:
         short = _SHORT / max(1.0, growth)
         rate = np.log(self._norm(self._applied(short * h, self._propagated(short * h), v)) / self._norm(v)) / short
         return growth / max(1.0, float(np.exp(min(rate, 700.0))))
+
+    def halvings(self, h: float, most: int) -> int:
+        """Return how often a step must be halved until it enlarges no more than the equation, ``most`` at most."""
+        count = 0
+        while count < most and self.excess(h / 2**count) > _FACTOR:
+            count += 1
+        return count
 
     def _propagated(self, h: float) -> Any:
         """Return the trajectory that derivatives are taken along."""

@@ -11,7 +11,7 @@ A column is an image, or a node of one where every node has scores of its own: s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from firedrake import Ensemble
@@ -209,6 +209,9 @@ class FeatureReadout(Protocol):
 
     @property
     def features(self) -> int: ...
+
+    def on(self, network: Network) -> Self:
+        """Return the readout of another network, with the same classifier."""
 
     def arrays_of(self, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return W (features, K) and beta (K,) of degrees of freedom by name."""

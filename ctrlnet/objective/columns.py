@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ctrlnet.kernels.code.row_product import RowProduct
 from ctrlnet.objective.chunks import Chunk
+from ctrlnet.objective.losses import Loss
 
 __all__ = ["Columns", "Features", "ImageTerms", "KeptTerms", "ReadInKernels", "Reading", "Terms"]
 
@@ -163,6 +164,26 @@ class Columns(Reading, Protocol):
 
     def all_terms(self) -> Terms:
         """Return what is known of the columns of all chunks."""
+
+    def shares(
+        self, chunk: Chunk, state: np.ndarray, other: Any, other_state: np.ndarray, loss: Loss, W: np.ndarray,
+        beta: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the nodes here and on another mesh have in the difference of a chunk's part of the mean.
+
+        Parameters
+        ----------
+        state, other_state
+            Final states of the same images here and there.
+        other
+            The columns there, of the same kind.
+
+        Returns
+        -------
+        here, there
+            (owned nodes,) each. Summed over nodes and ranks, there minus here is the mean there minus that here, up to
+            the third power of the difference of scores.
+        """
 
 
 class ImageTerms(Protocol):

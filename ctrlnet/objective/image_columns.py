@@ -11,6 +11,7 @@ from ctrlnet.fields.targets import ImageTargets
 from ctrlnet.objective.chunks import Chunk
 from ctrlnet.objective.columns import KeptTerms, ReadInKernels, Terms
 from ctrlnet.objective.image_split import ImageSplit
+from ctrlnet.objective.losses import Loss
 
 __all__ = ["ImageColumns", "ImageReading", "Integrating"]
 
@@ -107,6 +108,22 @@ class ImageColumns(ImageReading):
 
     def terms(self, chunk: Chunk) -> Terms:
         return self._terms.of(chunk)
+
+    def shares(
+        self, chunk: Chunk, state: np.ndarray, other: ImageColumns, other_state: np.ndarray, loss: Loss,
+        W: np.ndarray, beta: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return each node's term of the scores' integrals, by the loss's derivative midway between the scores."""
+        terms = self.terms(chunk)
+        F = (self.features(chunk, state) + other.features(chunk, other_state)) / 2
+        g = loss.gradient(W.T @ F + beta[:, None], terms.targets, terms.weights)
+
+        def of_nodes(columns: ImageColumns, Y: np.ndarray) -> np.ndarray:
+            lam = np.empty_like(Y)
+            columns.pull(chunk, lam, (W, g))
+            return np.einsum("nci,nci->n", lam, Y, dtype=float)
+
+        return of_nodes(self, state), of_nodes(other, other_state)
 
     def all_terms(self) -> Terms:
         return self._terms.together()

@@ -31,6 +31,12 @@ class Loss(Protocol):
     def value(self, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
         """Return the sum."""
 
+    def values(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return each column's loss, (columns,); by default from :meth:`value`, column by column."""
+        columns = range(scores.shape[1])
+        one = np.ones(1)
+        return np.array([self.value(scores[:, [k]], targets[..., [k]], one) for k in columns])
+
     def gradient(self, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return the derivative with respect to the scores (K, columns)."""
 
@@ -100,8 +106,12 @@ class SoftmaxCrossEntropy(Loss):
 
     def value(self, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
         """Return the weighted sum of the losses."""
+        return float(weights @ self.values(scores, targets))
+
+    def values(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return each column's loss."""
         largest, _, total = _shifted_exponentials(scores)
-        return float(weights @ (np.log(total) + largest - scores[targets, np.arange(targets.size)]))
+        return np.log(total) + largest - scores[targets, np.arange(targets.size)]
 
     def gradient(self, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return the derivative with respect to the scores (K, columns)."""
@@ -151,7 +161,11 @@ class LeastSquares(Loss):
 
     def value(self, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
         """Return the weighted sum of the losses."""
-        return float(0.5 * weights @ ((scores - _as_numbers(scores, targets)) ** 2).sum(axis=0))
+        return float(weights @ self.values(scores, targets))
+
+    def values(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return each column's loss."""
+        return 0.5 * ((scores - _as_numbers(scores, targets)) ** 2).sum(axis=0)
 
     def gradient(self, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return the derivative with respect to the scores (K, columns)."""
@@ -182,7 +196,11 @@ class Logistic(Loss):
 
     def value(self, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
         """Return the weighted sum of the losses."""
-        return float(weights @ (np.logaddexp(0.0, scores) - targets * scores).sum(axis=0))
+        return float(weights @ self.values(scores, targets))
+
+    def values(self, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return each column's loss."""
+        return (np.logaddexp(0.0, scores) - targets * scores).sum(axis=0)
 
     def gradient(self, scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return the derivative with respect to the scores (K, columns)."""

@@ -11,6 +11,7 @@ from ctrlnet.fields.targets import NodalTargets
 from ctrlnet.objective.chunks import Chunk
 from ctrlnet.objective.columns import KeptTerms, Terms
 from ctrlnet.objective.image_split import ImageSplit
+from ctrlnet.objective.losses import Loss
 
 __all__ = ["NodeColumns", "NodeReading"]
 
@@ -85,6 +86,18 @@ class NodeColumns(NodeReading):
 
     def all_terms(self) -> Terms:
         return self._terms.together()
+
+    def shares(
+        self, chunk: Chunk, state: np.ndarray, other: NodeColumns, other_state: np.ndarray, loss: Loss,
+        W: np.ndarray, beta: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return each node's weighted loss."""
+        def of_nodes(columns: NodeColumns, Y: np.ndarray) -> np.ndarray:
+            terms = columns.terms(chunk)
+            values = loss.values(W.T @ columns.features(chunk, Y) + beta[:, None], terms.targets)
+            return (terms.weights * values).reshape(-1, chunk.images).sum(axis=1)
+
+        return of_nodes(self, state), of_nodes(other, other_state)
 
     def _made(self, chunk: Chunk) -> Terms:
         span = chunk.start, chunk.stop

@@ -17,6 +17,7 @@ from ctrlnet.controls import Controls, ControlSet, ControlsLike, Coordinates, as
 from ctrlnet.errors import NotPickled
 from ctrlnet.fields.inputs import NodalMap
 from ctrlnet.fields.sample import Sample
+from ctrlnet.network.network import Network
 from ctrlnet.network.stability import look_once_at_steps, warn_of_long_steps
 from ctrlnet.objective.average import Average
 from ctrlnet.objective.losses import Loss
@@ -130,7 +131,7 @@ class TrainingProblem(NotPickled):
     ):
         self.readout = readout
         self.network = readout.network
-        self.projection = projection
+        self.projection, self._memory_limit = projection, memory_limit
         # Before anything is collective that depends on how many images there are.
         check_same(
             readout.comm if ensemble is None else ensemble.global_comm, "Samples", sample.fingerprint,
@@ -263,6 +264,25 @@ class TrainingProblem(NotPickled):
     def point(self, m: ControlsLike) -> Point:
         """Return controls as arrays, the way averages take them."""
         return self.readout.point(m)
+
+    def on(self, network: Network) -> TrainingProblem:
+        """Return the same problem of a network on another mesh, or with other steps, counted together with this one.
+
+        Inputs are mapped to its nodes by the default map.
+
+        Raises
+        ------
+        ValueError
+            If this problem's mean is one over several meshes.
+        """
+        average = self.average
+        if average.count != len(average.sample):
+            raise ValueError("A mean over several meshes has no one mesh in whose place another could be. Build anew.")
+        same = network.space == self.network.space
+        return TrainingProblem(
+            self.readout.on(network), average.sample, average.loss, **self.regularisation.settings,
+            memory_limit=self._memory_limit, work=self.work, ensemble=average.ensemble,
+            projection=self.projection if same else None)
 
     def with_average(self, average: Average) -> TrainingProblem:
         """Return the problem with another sample average of the same readout; regularisation is shared."""

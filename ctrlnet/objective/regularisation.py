@@ -110,7 +110,7 @@ class Regularisation:
     ):
         if not 0 <= opening_size < np.inf:
             raise ValueError(f"opening_size must not be negative, and finite; received {opening_size!r}.")
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "control_size": control_size, "control_roughness": control_roughness, "control_scales": control_scales,
             "weights_gradient": weights_gradient, "weights_size": weights_size, "opening_size": opening_size}
         self._control_space = control_space = network.control_space
