@@ -17,7 +17,7 @@ from firedrake.functionspaceimpl import WithGeometry
 from firedrake.mesh import MeshGeometry
 from firedrake.mg.interface import assemble_prolongation_aij
 from firedrake.mg.mesh import HierarchyBase
-from firedrake.mg.utils import get_level
+from firedrake.mg.utils import get_level, set_level
 from petsc4py import PETSc
 from pyadjoint import stop_annotating
 
@@ -83,13 +83,30 @@ def levels_of_a_surface(V: WithGeometry, W: WithGeometry) -> list[WithGeometry]:
     """
     meshes = V.mesh(), W.mesh()
     surface = all(mesh.topological_dimension < mesh.geometric_dimension for mesh in meshes)
-    (hierarchy, first), (other, last) = (_level(mesh) for mesh in meshes)
-    if not surface or hierarchy is None or hierarchy is not other or first == last:
+    hierarchy, first, last = _common(*meshes)
+    if not surface or hierarchy is None or first == last:
         return []
     if hierarchy.refinements_per_level != 1 or V.ufl_element() != W.ufl_element():
         return []
     between = [V.reconstruct(mesh=hierarchy[k]) for k in range(min(first, last) + 1, max(first, last))]
     return [V, *between, W] if first < last else [W, *between, V]
+
+
+def _common(mesh: MeshGeometry, other: MeshGeometry) -> tuple[HierarchyBase | None, int, int]:
+    """Return the hierarchy that has both meshes, and their places there.
+
+    A mesh may be in several, one for each way in which it was refined further, and knows of the last one alone. Of the
+    one that is found all levels know then.
+    """
+    for given, sought, swap in ((mesh, other, False), (other, mesh, True)):
+        hierarchy, here = _level(given)
+        there = [] if hierarchy is None else [k for k, level in enumerate(hierarchy) if level is sought]
+        if there:
+            assert hierarchy is not None
+            for number, level in enumerate(hierarchy):
+                set_level(level, hierarchy, number)
+            return (hierarchy, there[0], here) if swap else (hierarchy, here, there[0])
+    return None, 0, 0
 
 
 def _level(mesh: MeshGeometry) -> tuple[HierarchyBase | None, int]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
+from weakref import WeakKeyDictionary
 
 import numpy as np
-from firedrake import Function, FunctionSpace, MeshHierarchy
+from firedrake import Function, FunctionSpace, MeshHierarchy, SpatialCoordinate, VectorFunctionSpace
 from firedrake.cython import mgimpl
 from firedrake.mesh import MeshGeometry
 from firedrake.mg.mesh import HierarchyBase
 from firedrake.mg.utils import get_level
 from mpi4py import MPI
 from pyadjoint.tape import no_annotations
+from scipy.spatial import cKDTree
 
-__all__ = ["refined"]
+__all__ = ["marked_places", "marks_at", "refined"]
 
 _SIMPLICES = ("interval", "triangle", "tetrahedron")
 _ROUND = 1e-10  # relative; nodes of a sphere are as close to it
+# Midpoints of the cells that were marked, of all ranks, by what became of the mesh; None where all were divided.
+_MARKED: WeakKeyDictionary[MeshGeometry, np.ndarray | None] = WeakKeyDictionary()
 
 
 @no_annotations
@@ -59,7 +64,32 @@ def refined(mesh: MeshGeometry, marked: np.ndarray | None = None) -> MeshGeometr
     if below is not None:
         ups |= {Fraction(k): below.fine_to_coarse_cells[Fraction(k)] for k in range(1, int(number) + 1)}
     HierarchyBase(lower, downs, ups, nested=True).add_mesh(fine, down, up)
+    _MARKED[fine] = None if marked is None else np.concatenate(mesh.comm.allgather(_midpoints(mesh)[marked]))
     return fine
+
+
+def marked_places(meshes: Sequence[MeshGeometry]) -> list[np.ndarray | None] | None:
+    """Return the midpoints of the cells by whose division :func:`refined` made each mesh, or None if it did not.
+
+    None in the list stands for the division of all cells.
+    """
+    return [_MARKED[mesh] for mesh in meshes] if all(mesh in _MARKED for mesh in meshes) else None
+
+
+@no_annotations
+def marks_at(mesh: MeshGeometry, places: np.ndarray) -> np.ndarray:
+    """Return the marks of this rank's cells whose midpoints are among places (n, dim)."""
+    here = _midpoints(mesh)
+    if not len(here) or not len(places):
+        return np.zeros(len(here), dtype=bool)
+    tree = cKDTree(np.asarray(places, dtype=float).reshape(-1, here.shape[1]))
+    size = np.abs(here).max()
+    return tree.query(here)[0] <= 1e-9 * size
+
+
+def _midpoints(mesh: MeshGeometry) -> np.ndarray:
+    X = Function(VectorFunctionSpace(mesh, "DG", 0)).interpolate(SpatialCoordinate(mesh))
+    return X.dat.data_ro.reshape(-1, mesh.geometric_dimension).copy()
 
 
 def _markers(mesh: MeshGeometry, marked: np.ndarray) -> Function:

@@ -18,6 +18,7 @@ from firedrake.mesh import MeshGeometry
 from firedrake.mg.utils import get_level
 from mpi4py import MPI
 
+from ctrlnet.operators.refinement import marked_places, marks_at, refined
 from ctrlnet.operators.sphere import radius_of, sphere_hierarchy
 
 __all__ = ["StoredMeshes", "bytes_of", "made_meshes", "named_space", "space_named", "write_meshes"]
@@ -85,6 +86,10 @@ def _stored_name(number: int) -> str:
 def _recipe(family: Any, number: int, finest: int) -> dict[str, Any]:
     if finest == 0:
         return {"stored": _stored_name(number), "refinements": 0}
+    marks = marked_places(list(family)[1 : finest + 1])
+    if marks is not None:
+        return {"stored": _stored_name(number), "refinements": finest,
+                "marks": [None if places is None else places.tolist() for places in marks]}
     radius = radius_of(family)
     if radius is not None:
         return {"radius": radius, "refinements": finest}
@@ -159,6 +164,11 @@ def _made(
     with CheckpointFile(str(path), "r", comm=comm) as file:
         mesh = file.load_mesh(recipe["stored"])
     mesh.name = name
+    if "marks" in recipe:
+        levels = [mesh]
+        for places in recipe["marks"]:
+            levels.append(refined(levels[-1], None if places is None else marks_at(levels[-1], np.array(places))))
+        return levels
     return [mesh] if recipe["refinements"] == 0 else list(MeshHierarchy(mesh, recipe["refinements"]))
 
 
