@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from pyadjoint.tape import no_annotations
 
 from ctrlnet.adapt.estimate import ErrorEstimate, mesh_error, step_error
 from ctrlnet.adapt.goals import Goal, MeanLoss
@@ -108,6 +109,7 @@ def finer_steps(
     return network.with_depth(divided, times), given.replace(**space.interpolate(given, divided).by_name())
 
 
+@no_annotations
 def train_adaptively(
     problem: TrainingProblem, m: ControlsLike, *, tolerance: float, iterations: int = 20, share: float = 0.5,
     most_cycles: int = 10, most_nodes: int | None = None, most_seconds: float | None = None,

@@ -17,6 +17,7 @@ from support.ranks import on_ranks, smooth
 from support.targets import KINDS, problem_of, start_of
 
 import ctrlnet as cn
+from ctrlnet.adapt import MeanLoss, finer_mesh, finer_steps, mesh_error, step_error, train_adaptively
 from ctrlnet.fields import PixelProjection, PointValues, globe_pixels
 from ctrlnet.own_tape import own_tape
 from ctrlnet.transfer import carry, galerkin, galerkin_prolongation, restrict_classifier
@@ -157,3 +158,15 @@ def test_a_controlled_start_of_another_mesh_is_still_the_same(tmp_path):
     m = start_of(problem)
     moved = problem.readout.prolong(m, problem.readout.on(problem.network))
     assert np.array_equal(moved.W.dat.data_ro, m.W.dat.data_ro)
+
+
+def test_adaptation_leaves_no_block(tape):
+    """Estimates, refined meshes and steps, trainings with them, and the search for a depth."""
+    problem = small_problem(network=small_network(cells=2), count=8)
+    m = problem.controls(np.random.default_rng(0), 0.1)
+    adapted = train_adaptively(problem, m, tolerance=1e-9, iterations=1, most_cycles=2, control_cells=True)
+    goal = MeanLoss.of(adapted.problem, adapted.controls)
+    finer_mesh(goal.network, mesh_error(goal))
+    finer_steps(goal.network, goal.m, step_error(goal))
+    cn.adapt_depth(problem.network, blobs(4), m, 0.5)
+    assert not tape.get_blocks()
