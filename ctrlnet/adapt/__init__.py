@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ctrlnet.adapt.cycles import Cycle
 from ctrlnet.adapt.depth import AdaptiveDepth, DepthError, DepthEstimate, adapt_depth
 from ctrlnet.adapt.estimate import ErrorEstimate, mesh_error, step_error
 from ctrlnet.adapt.goals import Ending, Goal, MeanLoss, ScoreGap, StateIntegral
 from ctrlnet.adapt.marking import largest_parts
-from ctrlnet.adapt.training import AdaptedTraining, Cycle, finer_mesh, finer_steps, train_adaptively
+from ctrlnet.adapt.training import AdaptedTraining, finer_mesh, finer_steps, train_adaptively
 
 __all__ = [
     "AdaptedTraining", "AdaptiveDepth", "Cycle", "DepthError", "DepthEstimate", "Ending", "ErrorEstimate", "Goal",

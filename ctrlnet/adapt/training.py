@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 from pyadjoint.tape import no_annotations
 
+from ctrlnet.adapt.cycles import Cycle
 from ctrlnet.adapt.estimate import ErrorEstimate, mesh_error, step_error
 from ctrlnet.adapt.goals import Goal, MeanLoss
 from ctrlnet.adapt.marking import largest_parts
+from ctrlnet.adapt.resume import Refinements
 from ctrlnet.controls import Controls, ControlsLike
 from ctrlnet.network.network import Network
 from ctrlnet.network.stability import stable_times
@@ -21,24 +23,10 @@ from ctrlnet.objective import TrainingProblem
 from ctrlnet.objective.prediction import Prediction, Predicts
 from ctrlnet.operators.refinement import refined
 from ctrlnet.optimise.training import LevelResult, train_level
+from ctrlnet.storage.checkpoints import Checkpoint
 from ctrlnet.storage.trained import save
 
-__all__ = ["AdaptedTraining", "Cycle", "finer_mesh", "finer_steps", "train_adaptively"]
-
-
-@dataclass(frozen=True)
-class Cycle:
-    """What one cycle trained on, and what it came to; errors are estimates of the objective's, signed."""
-
-    number: int
-    nodes: int
-    steps: int
-    iterations: int
-    objective: float
-    mesh_error: float
-    step_error: float
-    seconds: float
-    work: float
+__all__ = ["AdaptedTraining", "finer_mesh", "finer_steps", "train_adaptively"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +103,7 @@ def train_adaptively(
     most_cycles: int = 10, most_nodes: int | None = None, most_seconds: float | None = None,
     control_cells: bool = False, order: float = 2.0,
     goal: Callable[[TrainingProblem, Controls], Goal] = MeanLoss.of,
-    callback: Callable[[Cycle], object] | None = None,
+    callback: Callable[[Cycle], object] | None = None, checkpoint: Checkpoint | str | Path | None = None,
 ) -> AdaptedTraining:
     r"""Train on a mesh and steps that are refined until the estimated error is below a tolerance.
 
@@ -145,6 +133,9 @@ def train_adaptively(
         What the error is one of, of a problem and its controls. Default: the objective.
     callback
         Called with each cycle; the training ends if it returns True.
+    checkpoint
+        What it goes on from when it is started again, with ``resume``: written between two cycles. A cycle that was cut
+        short is trained anew.
 
     Returns
     -------
@@ -154,15 +145,18 @@ def train_adaptively(
     Raises
     ------
     ValueError
-        If the tolerance or a budget is not positive, the share not in (0, 1], the mesh cannot be refined, or the
-        problem's mean is one over several meshes.
+        If the tolerance or a budget is not positive, the share not in (0, 1], the mesh cannot be refined, the problem's
+        mean is one over several meshes, or the checkpoint is one of another training.
     PropagationError
         If the first network cannot be propagated on its own mesh or the refined one. Later such a failure ends the
         training with what was trained.
     """
     _check(problem, tolerance, share, most_cycles, most_nodes, most_seconds)
-    began, cycles = time.perf_counter(), list[Cycle]()
-    reason, at = "cycles", m
+    settings = {"tolerance": tolerance, "iterations": iterations, "share": share, "order": order,
+                "control_cells": control_cells}
+    kept = Refinements(problem, m, settings, checkpoint)
+    problem, at, cycles = kept.resumed(m)
+    began = time.perf_counter() - (cycles[-1].seconds if cycles else 0.0)
     while True:
         result, work = train_level(problem, at, iterations=iterations), problem.work
         problem, finer = _stable(problem, result.controls)
@@ -189,6 +183,7 @@ def train_adaptively(
             reason = "nodes"
             break
         problem, at = problem.on(network), controls
+        kept.keep(problem, controls, cycles)
     return AdaptedTraining(problem, result.controls, tuple(cycles), reason, result)
 
 

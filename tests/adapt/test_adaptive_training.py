@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from firedrake import Function, FunctionSpace
@@ -13,6 +15,7 @@ import ctrlnet as cn
 from ctrlnet.adapt import MeanLoss, finer_mesh, finer_steps, largest_parts, mesh_error, step_error, train_adaptively
 from ctrlnet.network.plain import layer_controls, propagate_plain
 from ctrlnet.operators.refinement import refined
+from ctrlnet.storage import Checkpoint
 
 
 class TestMarking:
@@ -175,6 +178,33 @@ class TestTraining:
         found = cn.load(result.save(tmp_path / "net.h5"))
         assert found.network.operators.nodes == result.problem.network.operators.nodes
         assert np.array_equal(found.network.times, result.problem.network.times)
+
+    @pytest.mark.parametrize("control_cells", [False, True])
+    def test_it_goes_on_where_it_died(self, tmp_path, control_cells):
+        """The cycles and the controls of a training that was left alone, to the last digit."""
+        def trained(callback=None, **settings):
+            problem = self.problem()
+            m = problem.controls(np.random.default_rng(0), 0.1)
+            return train_adaptively(problem, m, **(dict(
+                tolerance=1e-9, iterations=2, most_cycles=4, control_cells=control_cells) | settings),
+                callback=callback)
+
+        def dies(cycle):
+            if cycle.number == 3:
+                raise RuntimeError("killed")
+
+        path = tmp_path / "cycles.h5"
+        with pytest.raises(RuntimeError, match="killed"):
+            trained(dies, checkpoint=path)
+        whole, seen = trained(), []
+        again = trained(seen.append, checkpoint=Checkpoint(path, resume=True))
+        assert [cycle.number for cycle in seen] == [3, 4], "two cycles were kept"
+        for mine, theirs in zip(again.cycles, whole.cycles, strict=True):
+            assert replace(mine, seconds=0.0) == replace(theirs, seconds=0.0)
+        for mine, theirs in zip(again.controls, whole.controls, strict=True):
+            assert np.array_equal(mine.dat.data_ro, theirs.dat.data_ro)
+        with pytest.raises(ValueError, match="another run: its tolerance differ"):
+            trained(tolerance=0.5, checkpoint=Checkpoint(path, resume=True))
 
     def test_what_is_refused(self):
         problem = small_problem()
