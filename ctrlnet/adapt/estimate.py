@@ -86,7 +86,8 @@ def mesh_error(
     goal
         Such as ``MeanLoss.of(problem, m)``.
     order
-        p, at which the error falls with the cells' size; 2 for smooth states and operators of central differences.
+        p, at which the error falls with the cells' size; 2 for smooth states and operators of central differences, 1
+        for pictures, whose pixels jump.
     finer
         The same network on the mesh with every cell divided, where there is one already. Where its explicit steps are
         too long there, a :class:`~ctrlnet.network.StabilityWarning` says so; see :func:`~ctrlnet.network.stable_times`.
