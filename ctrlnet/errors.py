@@ -5,9 +5,16 @@ Wrong input is a ``ValueError`` and none of these.
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any, NoReturn, Self
 
-__all__ = ["EvaluationError", "InnerSolveError", "NotPickled", "PropagationError", "StageSolveError"]
+__all__ = ["EvaluationError", "InnerSolveError", "NotPickled", "PropagationError", "StageSolveError", "finite"]
+
+
+def finite(*values: Any) -> bool:
+    """Whether all values are real numbers, neither infinite nor NaN; what is no number at all is none."""
+    return all(isinstance(value, Real) and math.isfinite(value) for value in values)
 
 
 class NotPickled:

@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from ctrlnet.controls import Controls, ControlsLike, as_controls, divided
-from ctrlnet.errors import PropagationError
+from ctrlnet.errors import PropagationError, finite
 from ctrlnet.fields.inputs import NodalMap
 from ctrlnet.fields.sample import Sample
 from ctrlnet.network.network import Network
@@ -89,7 +89,7 @@ def adapt_depth(
         If the limit is reached, with the estimates made: the error is still too large, or the propagation fails.
     """
     cells = network.control_space.cells
-    if not 0 < tolerance < np.inf:
+    if not (finite(tolerance) and tolerance > 0):
         raise ValueError(f"The tolerance must be positive and finite, received {tolerance!r}.")
     if limit < 2 * cells:
         raise ValueError(

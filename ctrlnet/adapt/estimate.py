@@ -17,6 +17,7 @@ from pyadjoint.tape import no_annotations
 
 from ctrlnet.adapt.goals import Goal
 from ctrlnet.adapt.two_levels import Difference, Levels, difference_of
+from ctrlnet.errors import finite
 from ctrlnet.kernels.solves.field_map import FieldMap
 from ctrlnet.network.network import Network
 from ctrlnet.network.stability import warn_of_long_steps
@@ -136,7 +137,7 @@ def step_error(goal: Goal, *, memory_limit: int = 2**28, work: Work | None = Non
 
 
 def _share(order: float) -> float:
-    if not 0 < order < np.inf:
+    if not (finite(order) and order > 0):
         raise ValueError(f"The order at which an error falls is a positive number, received {order!r}.")
     return 1.0 - 2.0**-order
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from mpi4py import MPI
 
+from ctrlnet.errors import finite
+
 __all__ = ["largest_parts"]
 
 _EQUAL = 1e-8  # relative: parts that symmetry makes equal are marked together, on any number of ranks
@@ -35,7 +37,7 @@ def largest_parts(parts: np.ndarray, share: float, comm: MPI.Comm = MPI.COMM_SEL
     ValueError
         If the share is not in (0, 1], or a part is not finite or all of them are zero.
     """
-    if not 0 < share <= 1:
+    if not (finite(share) and 0 < share <= 1):
         raise ValueError(f"The marked share of an error lies above 0 and up to 1, received {share!r}.")
     sizes = np.abs(np.asarray(parts, dtype=float))
     everywhere = np.concatenate(comm.allgather(sizes))

@@ -17,6 +17,7 @@ from ctrlnet.adapt.goals import Goal, MeanLoss
 from ctrlnet.adapt.marking import largest_parts
 from ctrlnet.adapt.resume import Refinements
 from ctrlnet.controls import Controls, ControlsLike
+from ctrlnet.errors import finite
 from ctrlnet.network.network import Network
 from ctrlnet.network.stability import stable_times
 from ctrlnet.objective import TrainingProblem
@@ -217,12 +218,12 @@ def _check(
     problem: TrainingProblem, tolerance: float, share: float, most_cycles: int, most_nodes: int | None,
     most_seconds: float | None,
 ) -> None:
-    if not 0 < tolerance < np.inf:
+    if not (finite(tolerance) and tolerance > 0):
         raise ValueError(f"The tolerance of an error must be positive and finite, received {tolerance!r}.")
-    if not 0 < share <= 1:
+    if not (finite(share) and 0 < share <= 1):
         raise ValueError(f"The marked share of an error lies above 0 and up to 1, received {share!r}.")
     for name, value in (("most_cycles", most_cycles), ("most_nodes", most_nodes), ("most_seconds", most_seconds)):
-        if value is not None and not value > 0:
+        if value is not None and not (finite(value) and value > 0):
             raise ValueError(f"The budget {name} must be positive, received {value!r}.")
     if problem.average.count != len(problem.average.sample):
         raise ValueError(

@@ -101,6 +101,14 @@ class ControlSet:
         """
         return {part.name: part.values(f) for part, f in zip(self, self.controls(m), strict=True)}
 
+    def check_finite(self, m: ControlsLike) -> None:
+        """Raise a ValueError if a control has a value that is not finite, before it goes elsewhere. Collective."""
+        bad = [name for name, values in self.arrays(m).items() if not np.isfinite(values).all()]
+        if bad:
+            raise ValueError(
+                f"The controls {', '.join(bad)} have values that are not finite. Start from others, or train again "
+                "with a smaller step.")
+
     def dual_arrays(self, derivatives: Sequence[Cofunction]) -> dict[str, np.ndarray]:
         """Return the components of derivatives, Cofunctions in the set's order; as :meth:`arrays`."""
         return {part.name: part.values(f) for part, f in zip(self, derivatives, strict=True)}

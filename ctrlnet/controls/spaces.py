@@ -41,7 +41,7 @@ from ctrlnet.controls.linear_map import array_products, mapped
 from ctrlnet.controls.own_meshes import own_mesh
 from ctrlnet.controls.parts import ReplicatedPart
 from ctrlnet.controls.times import checked_times, divided, time_mesh
-from ctrlnet.errors import NotPickled
+from ctrlnet.errors import NotPickled, finite
 
 __all__ = ["BEFORE_JUMP", "ControlSpace"]
 
@@ -99,7 +99,7 @@ class ControlSpace(NotPickled):
         degree: int = 0, refinements: int = 0, parameters: Sequence[str] = (),
     ):
         count: Any = operators if isinstance(operators, int | Integral) else len(operators)
-        if not 0 < T < np.inf:
+        if not (finite(T) and T > 0):
             raise ValueError(f"The final time T must be positive and finite, received {T!r}.")
         ends = None
         if isinstance(cells, Sequence | np.ndarray) and not isinstance(cells, str):
@@ -174,6 +174,7 @@ class ControlSpace(NotPickled):
         Taped: a derivative goes through it.
         """
         fine = target.control_set.zero()
+        self.control_set.check_finite(m)
         for coarse, function in zip(self.control_set.controls(m), fine, strict=True):
             mapped(coarse, function, prolong, restrict)
         return fine
@@ -188,6 +189,7 @@ class ControlSpace(NotPickled):
 
         The functions of time stay as they are where the target's cells divide this space's. Taped.
         """
+        self.control_set.check_finite(m)
         E = self.sampling(target._times)
         out = target.control_set.zero()
         for mine, theirs in zip(self.control_set.controls(m), out, strict=True):
@@ -217,7 +219,7 @@ class ControlSpace(NotPickled):
         ValueError
             If the standard deviation is negative or not finite.
         """
-        if not 0 <= scale < np.inf:
+        if not (finite(scale) and scale >= 0):
             raise ValueError(f"Coefficients are drawn with a standard deviation from 0, received scale={scale!r}.")
         out = self.zero()
         out.s.dat.data[self._order] = scale * rng.standard_normal(out.s.dat.data_ro.shape)
@@ -328,7 +330,7 @@ class ControlSpace(NotPickled):
 
     def _bilinear(self, u, v, size: float, roughness: float, product: Callable) -> ufl.Form:
         """Return alpha int u v + gamma int u' v' (or its jumps) for a pointwise product of u and v."""
-        if not (0 <= size < np.inf and 0 <= roughness < np.inf):
+        if not (finite(size, roughness) and min(size, roughness) >= 0):
             raise ValueError(
                 f"Regularisation weights must not be negative, and finite; received size={size!r}, "
                 f"roughness={roughness!r}."

@@ -7,7 +7,6 @@ derivatives are polynomials of its value and need no second evaluation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ import ufl
 from firedrake import Constant
 from ufl.core.expr import Expr
 
+from ctrlnet.errors import finite
 from ctrlnet.kernels.code.expressions import c_derivatives
 
 __all__ = ["Activation", "SmoothedRelu", "identity", "relu", "smoothed_relu", "tanh"]
@@ -97,7 +97,7 @@ def smoothed_relu(eta: float = 0.1) -> Activation:
     ValueError
         If ``eta`` is not positive and finite.
     """
-    if not 0 < eta < math.inf:
+    if not (finite(eta) and eta > 0):
         raise ValueError(
             f"The half-width eta of smoothed_relu must be positive and finite, received {eta!r}; use relu for 0.")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctrlnet.errors import finite
 from ctrlnet.fields.sample import Sample
 
 __all__ = ["Augmentation", "AugmentedSample", "Crop", "Flip", "Noise", "Shift"]
@@ -93,7 +94,7 @@ class Noise(Augmentation):
     moves = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.size < np.inf:
+        if not (finite(self.size) and self.size >= 0):
             raise ValueError(f"The size of noise must not be negative, and finite; received {self.size!r}.")
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 from firedrake.functionspaceimpl import WithGeometry
 from scipy import sparse
 
+from ctrlnet.errors import finite
 from ctrlnet.fields.nodal_transfer import node_places
 from ctrlnet.fields.pixel_map import PixelMap
 
@@ -63,7 +64,7 @@ def globe_pixels(
     shape = tuple(int(p) for p in pixel_shape)
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"Pictures on a globe have rows and columns, received pixel_shape = {pixel_shape!r}.")
-    if not 0 < half_width < np.inf:
+    if not (finite(half_width) and half_width > 0):
         raise ValueError(f"The half width of a picture must be positive and finite, received {half_width!r}.")
     places = node_places(V)
     radii = np.linalg.norm(places, axis=1)

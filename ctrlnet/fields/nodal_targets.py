@@ -12,7 +12,7 @@ from firedrake.functionspaceimpl import WithGeometry
 
 from ctrlnet.fields.nodal_transfer import NodalTransfer, nearest_nodes, values_of_functions
 from ctrlnet.fields.stores import Rows
-from ctrlnet.fields.targets import ImageTargets, check_count, checked_class_weights
+from ctrlnet.fields.targets import ImageTargets, check_count, checked_class_count, checked_class_weights
 
 __all__ = ["NodalClasses", "NodalFields"]
 
@@ -104,7 +104,7 @@ class NodalClasses(_AtNodes):
             raise ValueError(
                 f"Labels at nodes are integers, (n, owned nodes); received {self._values.dtype} of shape "
                 f"{self._values.shape}.")
-        self.components = int(classes)
+        self.components = checked_class_count(classes)
         self.class_weights = checked_class_weights(weights, self.components)
         if self._values.in_memory:
             self.values(0, len(self))

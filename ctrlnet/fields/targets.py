@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol, Self
 
 import numpy as np
 from firedrake.functionspaceimpl import WithGeometry
 
-__all__ = ["Classes", "ImageTargets", "NodalTargets", "Numbers", "Targets", "checked_class_weights"]
+__all__ = ["Classes", "ImageTargets", "NodalTargets", "Numbers", "Targets", "checked_class_count",
+           "checked_class_weights"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,13 @@ def checked_class_weights(weights: Any, classes: int) -> np.ndarray:
     return w
 
 
+def checked_class_count(classes: int) -> int:
+    """Return the number of classes, if it is one."""
+    if not isinstance(classes, Integral) or classes < 1:
+        raise ValueError(f"There is a whole number of classes, at least one; received classes={classes!r}.")
+    return int(classes)
+
+
 class _OfImages:
     """One target an image."""
 
@@ -127,11 +136,12 @@ class Classes(_OfImages):
             raise ValueError(f"Labels are one number an image, received labels of shape {labels.shape}.")
         if not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"Labels must be integers, received {labels.dtype}.")
+        classes = checked_class_count(classes)
         if labels.size and (labels.min() < 0 or labels.max() >= classes):
             raise ValueError(
                 f"Labels must lie in 0 to {classes - 1}, received {labels.min()} to {labels.max()}. "
                 "Check the labels, or give classes=.")
-        self.labels, self.components = labels.astype(np.int64), int(classes)
+        self.labels, self.components = labels.astype(np.int64), classes
         self.class_weights = checked_class_weights(weights, self.components)
 
     def __len__(self) -> int:

@@ -75,6 +75,8 @@ class Network(NotPickled):
         precision: str = "double",
     ):
         opening = FixedOpening.of_channels(control_space.features) if opening is None else opening
+        if isinstance(opening, type) or not hasattr(opening, "open"):
+            raise ValueError(f"An opening must be an object such as FixedOpening(matrix), received {opening!r}.")
         if opening.features != control_space.features:
             raise ValueError(
                 f"The opening gives {opening.features} features, the controls have {control_space.features}; they must "
@@ -83,6 +85,10 @@ class Network(NotPickled):
         self.dynamics = Residual() if dynamics is None else dynamics
         self.integrator = ForwardEuler() if integrator is None else integrator
         self.opening = opening
+        for what, value, example in (
+            ("An integrator", self.integrator, "ForwardEuler()"), ("Dynamics", self.dynamics, "Residual(tanh)")):
+            if isinstance(value, type | str):  # what else is none is said by the engine, which knows what it needs
+                raise ValueError(f"{what} must be an object such as {example}, received {value!r}.")
         self.precision = precision
         self._set_time(control_space, steps)
         self._engine = self.integrator.engine(self.dynamics, operators, control_space.features, precision)

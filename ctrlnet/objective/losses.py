@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.special
 
-__all__ = ["LeastSquares", "Logistic", "Loss", "SoftmaxCrossEntropy", "image_hessians"]
+__all__ = ["LeastSquares", "Logistic", "Loss", "SoftmaxCrossEntropy", "checked_loss", "image_hessians"]
 
 
 Product = Callable[[np.ndarray], np.ndarray]
@@ -67,6 +67,15 @@ class Loss(Protocol):
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Return the probabilities (K, ...) that scores stand for. Raises a ValueError where they stand for none."""
         raise ValueError(f"The scores of {type(self).__name__} are no probabilities. Ask for scores.")
+
+
+def checked_loss(loss: Any) -> Loss:
+    """Return what is a loss; of anything else raise a ValueError."""
+    if isinstance(loss, type) or not all(hasattr(loss, name) for name in ("value", "gradient", "hessian_at", "check")):
+        raise ValueError(
+            f"A loss is SoftmaxCrossEntropy(), LeastSquares(), Logistic() or a subclass of ctrlnet.objective.Loss, "
+            f"received {loss!r}.")
+    return loss
 
 
 def _are_classes(targets: np.ndarray) -> bool:

@@ -2,14 +2,13 @@ r"""The classifier (W, beta) as controls: what all readouts share."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from numbers import Integral
 
 import numpy as np
 
 from ctrlnet.controls import Controls, ControlSet, ControlsLike, Part, ReplicatedPart, numbers_space
-from ctrlnet.errors import NotPickled
+from ctrlnet.errors import NotPickled, finite
 from ctrlnet.fields.sample import Sample
 from ctrlnet.network.network import Network
 from ctrlnet.objective.point import Point
@@ -102,6 +101,6 @@ def checked_classes(classes: int) -> int:
 
 def check_regularisation(gradient: float, size: float) -> None:
     """Raise a ValueError if a weight of the classifier's regularisation is negative or not finite."""
-    if not (0 <= gradient < math.inf and 0 <= size < math.inf):
+    if not (finite(gradient, size) and min(gradient, size) >= 0):
         raise ValueError(
             f"Regularisation weights must not be negative, and finite; received gradient={gradient!r}, size={size!r}.")

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ctrlnet.controls import Controls, ControlsLike, InnerProduct
-from ctrlnet.errors import EvaluationError
+from ctrlnet.errors import EvaluationError, finite
 from ctrlnet.network.network import Network
 from ctrlnet.objective.average import FeatureReadout
 from ctrlnet.objective.point import Point
@@ -108,7 +108,7 @@ class Regularisation:
         control_scales: Sequence[float] | None, weights_gradient: float, weights_size: float,
         opening_size: float = 0.0,
     ):
-        if not 0 <= opening_size < np.inf:
+        if not (finite(opening_size) and opening_size >= 0):
             raise ValueError(f"opening_size must not be negative, and finite; received {opening_size!r}.")
         self.settings: dict[str, Any] = {
             "control_size": control_size, "control_roughness": control_roughness, "control_scales": control_scales,

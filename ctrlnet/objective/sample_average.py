@@ -13,6 +13,7 @@ import numpy as np
 from firedrake import Ensemble
 from mpi4py import MPI
 
+from ctrlnet.errors import finite
 from ctrlnet.fields.inputs import NodalMap
 from ctrlnet.fields.sample import Sample
 from ctrlnet.kernels.layer_controls import LayerControls
@@ -20,7 +21,7 @@ from ctrlnet.objective.average import Average, FeatureReadout
 from ctrlnet.objective.chunks import Chunk, chunk_size, chunks_of
 from ctrlnet.objective.image_split import ImageSplit
 from ctrlnet.objective.linearisation import SampleLinearisation
-from ctrlnet.objective.losses import Loss, SoftmaxCrossEntropy
+from ctrlnet.objective.losses import Loss, SoftmaxCrossEntropy, checked_loss
 from ctrlnet.objective.memory_plan import MemoryPlan
 from ctrlnet.objective.nodal_inputs import NodalInputs, nodal_map_for
 from ctrlnet.objective.trajectories import Storage, Trajectories
@@ -79,12 +80,12 @@ class SampleAverage(Average):
         work: Work | None = None, ensemble: Ensemble | None = None,
         projection: NodalMap | None = None, storage: Storage | None = None,
     ):
-        if not memory_limit >= 0:
+        if not (finite(memory_limit) and memory_limit >= 0):
             raise ValueError(f"memory_limit must not be negative, received {memory_limit!r} bytes.")
         self.readout = readout
         self.network = network = readout.network
         self.sample = sample
-        self.loss = SoftmaxCrossEntropy() if loss is None else loss
+        self.loss = SoftmaxCrossEntropy() if loss is None else checked_loss(loss)
         self.work = Work() if work is None else work
         self.memory_limit = memory_limit
         self.ensemble = ensemble

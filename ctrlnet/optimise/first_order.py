@@ -12,7 +12,7 @@ import numpy as np
 from pyadjoint.enlisting import Enlist
 
 from ctrlnet.controls import Controls, Coordinates, check_same_generators
-from ctrlnet.errors import EvaluationError
+from ctrlnet.errors import EvaluationError, finite
 from ctrlnet.objective.average import Average
 from ctrlnet.optimise.course import Accuracies, Callback, Course, Limits
 from ctrlnet.optimise.joint import JointFunctional
@@ -92,7 +92,7 @@ class FirstOrder:
         if not 1 <= batch <= len(average.sample):
             raise ValueError(
                 f"A batch holds 1 to {len(average.sample)} images, as many as the sample; received batch={batch!r}.")
-        if not 0 < rate < np.inf or evaluate_every < 1:
+        if not (finite(rate, evaluate_every) and rate > 0 and evaluate_every >= 1):
             raise ValueError(
                 f"The learning rate and evaluate_every must be positive and finite, received {rate!r} and "
                 f"{evaluate_every!r}.")

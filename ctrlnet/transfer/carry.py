@@ -46,10 +46,11 @@ def carry(
     Raises
     ------
     ValueError
-        If ``control_space`` is no finer level of the network's time hierarchy.
+        If ``control_space`` is no finer level of the network's time hierarchy, or a control is not finite.
     """
     old = network.control_space
     given = as_controls(m, network.control_set.names)
+    network.control_set.check_finite(given)
     in_time = old.control_set.controls(given)
     moved = network if V is None else network.on(V)
     if kernels is not None:

@@ -214,6 +214,8 @@ def test_each_rank_has_its_own_copy():
     ("arguments", "message"),
     [
         (dict(T=0.0), r"final time T must be positive and finite, received 0\.0"),
+        (dict(T=None), "final time T must be positive and finite, received None"),
+        (dict(T="1"), "final time T must be positive and finite, received '1'"),
         (dict(T=-1.0), r"final time T must be positive and finite, received -1\.0"),
         (dict(T=float("nan")), "final time T must be positive and finite, received nan"),
         (dict(T=float("inf")), "final time T must be positive and finite, received inf"),

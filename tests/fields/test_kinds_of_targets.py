@@ -78,6 +78,8 @@ BAD = {
     "labels out of range": (lambda V: NodalClasses(V, np.full((1, 25), 3), 3), "must lie in 0 to 2, received 3 to 3"),
     "labels that are floats": (lambda V: NodalClasses(V, np.zeros((1, 25)), 3), "integers.*received float64"),
     "labels of other nodes": (lambda V: NodalClasses(V, np.zeros((1, 9), int), 3), "25 nodes that this rank owns"),
+    "no class": (lambda V: NodalClasses(V, np.zeros((1, 25), int), -1), "whole number of classes, at least one"),
+    "half a class": (lambda V: NodalClasses(V, np.zeros((1, 25), int), 2.5), "received classes=2.5"),
     "weights for other classes": (lambda V: NodalClasses(V, np.zeros((1, 25), int), 3, weights=[1.0, 2.0]),
                                   "3 classes need as many positive weights, received"),
     "negative weights": (lambda V: Classes([0, 1], 2, weights=[1.0, -1.0]), "as many positive weights"),

@@ -183,6 +183,17 @@ def test_a_number_of_layers_that_is_none_is_refused(steps):
         small_network().with_depth(steps=steps)
 
 
+@pytest.mark.parametrize(("setting", "message"), [
+    (dict(integrator="euler"), "An integrator must be an object such as ForwardEuler"),
+    (dict(integrator=cn.ForwardEuler), "An integrator must be an object"),
+    (dict(dynamics=cn.Residual), "Dynamics must be an object such as Residual"),
+    (dict(opening="first"), "An opening must be an object such as FixedOpening")])
+def test_what_is_no_part_of_a_network(setting, message):
+    operators = small_network().operators
+    with pytest.raises(ValueError, match=message):
+        cn.Network(operators, cn.ControlSpace(1.0, 2, operators, 2), **setting)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
 def test_a_state_that_is_not_finite_is_an_error(value):
     network = small_network(dynamics=cn.Residual(cn.identity))

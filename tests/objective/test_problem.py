@@ -366,6 +366,17 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             TrainingProblem(readout, sample_for("triangle"), **weights)
 
+    @pytest.mark.parametrize("loss", ["softmax", SoftmaxCrossEntropy, 3])
+    def test_what_is_no_loss(self, make_network, loss):
+        with pytest.raises(ValueError, match="A loss is SoftmaxCrossEntropy"):
+            TrainingProblem(Readout(make_network("triangle"), 3), sample_for("triangle"), loss)
+
+    @pytest.mark.parametrize("size", [None, "1", 1j])
+    def test_what_is_no_number(self, make_network, size):
+        for name in ("control_size", "weights_size", "opening_size"):
+            with pytest.raises(ValueError, match="must not be negative, and finite; received"):
+                TrainingProblem(Readout(make_network("triangle"), 3), sample_for("triangle"), **{name: size})
+
     def test_overflow(self, make_network):
         """Controls whose squares no number can hold give no objective, rather than one that is infinite."""
         problem = TrainingProblem(Readout(make_network("triangle"), 3), sample_for("triangle"))

@@ -219,3 +219,14 @@ def test_images_and_classifier_on_any_number_of_ranks():
         found.append(np.concatenate([np.ravel(scores), [solution.value]]))
     error = np.abs(found[0] - found[1]).max() / np.abs(found[1]).max()
     assert COMM_WORLD.allreduce(float(error), op=MPI.MAX) < 1e-10
+
+
+def test_controls_that_are_not_finite_are_not_carried():
+    network = small_network()
+    m = network.control_space.random(np.random.default_rng(0))
+    m.b.assign(float("nan"))
+    for move in (lambda: carry(network, m, FunctionSpace(square(3), "CG", 1)),
+                 lambda: network.control_space.prolong(m, network.control_space.finer()),
+                 lambda: network.control_space.interpolate(m, network.control_space.with_cells(2))):
+        with pytest.raises(ValueError, match="The controls b have values that are not finite"):
+            move()
