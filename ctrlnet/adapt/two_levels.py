@@ -126,8 +126,7 @@ def difference_of(coarse: Goal, fine: Goal, levels: Levels, memory_limit: int, w
         opened, slope_of_chunk = _swept_back(both[0], chunk, X, trajectory, steps)
         opening += opened
         slope = max(slope, slope_of_chunk)
-    for array in (values,):
-        split.comm.Allreduce(MPI.IN_PLACE, array)
+    split.comm.Allreduce(MPI.IN_PLACE, values)
     if split.ensemble is not None:
         for array in (steps, opening, ending):
             split.ensemble.ensemble_comm.Allreduce(MPI.IN_PLACE, array)
@@ -149,7 +148,8 @@ class _Level:
         self.network: Network = goal.network
         self.layers = goal.layers
         self.ending: Ending = goal.ending(chunks)
-        self._inputs, self._map = goal.inputs, goal.nodal_map()
+        self._inputs = goal.inputs
+        self._map: NodalMap = goal.nodal_map()
         self.stages = len(self.layers.biases) // self.network.steps
 
     @property
@@ -157,8 +157,7 @@ class _Level:
         return self.network.sweep
 
     def open(self, chunk: Chunk, out: Field) -> None:
-        nodal_map: NodalMap = self._map
-        x = nodal_map.nodal(self._inputs, chunk.start, chunk.stop)
+        x = self._map.nodal(self._inputs, chunk.start, chunk.stop)
         self.network.opening.open(self.layers, x, out)
 
     def propagated(self, chunk: Chunk, images: int) -> Trajectory:
