@@ -142,11 +142,21 @@ def euler_of_matrices(network, m, activation: str, Y0: np.ndarray) -> np.ndarray
     return Y
 
 
-def difference(functional, m, direction, step: float = 1e-5) -> float:
-    """The derivative along a direction by a central difference."""
-    ahead, behind = ([f.copy(deepcopy=True).assign(f + sign * step * d) for f, d in zip(m, direction, strict=True)]
-                     for sign in (1, -1))
-    return (float(functional(ahead)) - float(functional(behind))) / (2 * step)
+def difference(functional, m, direction) -> float | None:
+    """The derivative along a direction by central differences; None where no two steps agree on it."""
+    def quotient(step: float) -> float:
+        ahead, behind = ([f.copy(deepcopy=True).assign(f + sign * step * d) for f, d in zip(m, direction, strict=True)]
+                         for sign in (1, -1))
+        return (float(functional(ahead)) - float(functional(behind))) / (2 * step)
+
+    steps = (1e-5, 1e-6, 1e-7, 1e-8)  # large inputs bend the objective within the longer ones
+    found = [quotient(step) for step in steps[:2]]
+    for step in (*steps[2:], 0.0):
+        if abs(found[-1] - found[-2]) <= 1e-4 * max(abs(found[-1]), 1.0):
+            return found[-1]
+        if step:
+            found.append(quotient(step))
+    return None
 
 
 def use(d: dict) -> str:
@@ -208,7 +218,7 @@ def trained(name: str, problem, m, call: dict, rng: np.random.Generator, smooth:
                 check("a Hessian product", part.dat.data_ro)
         elif problem.network.precision == "double" and call["scale"] <= 1 and smooth:  # no kinks
             expected = difference(functional, m, direction)
-            if abs(expected) < 1e6:
+            if expected is not None and abs(expected) < 1e6:
                 check("the derivative", slope, np.array(expected), 1e-3)
     elif name == "train":
         result = cn.train_level(problem, m, iterations=call["iterations"])
