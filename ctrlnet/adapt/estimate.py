@@ -20,7 +20,7 @@ from ctrlnet.adapt.two_levels import Difference, Levels, difference_of
 from ctrlnet.errors import finite
 from ctrlnet.kernels.solves.field_map import FieldMap
 from ctrlnet.network.network import Network
-from ctrlnet.network.stability import warn_of_long_steps
+from ctrlnet.network.stability import look_once_at_steps
 from ctrlnet.objective.work import Work
 from ctrlnet.operators.forms import lumped_dx
 from ctrlnet.operators.intergrid import interpolation_matrix
@@ -91,7 +91,7 @@ def mesh_error(
         for pictures, whose pixels jump.
     finer
         The same network on the mesh with every cell divided, where there is one already. Where its explicit steps are
-        too long there, a :class:`~ctrlnet.network.StabilityWarning` says so; see :func:`~ctrlnet.network.stable_times`.
+        too long there, a :class:`~ctrlnet.network.stability.StabilityWarning` says so.
     memory_limit
         Bytes for the states of a chunk of images.
     work
@@ -107,7 +107,7 @@ def mesh_error(
     share = _share(order)
     V = goal.network.space
     network = goal.network.on(V.reconstruct(mesh=refined(V.mesh()))) if finer is None else finer
-    warn_of_long_steps(network, goal.m)
+    look_once_at_steps(network, goal.m)
     fine = network.space
     inject = FieldMap(interpolation_matrix(fine, V))
     prolong = interpolation_matrix(V, fine)
@@ -170,5 +170,3 @@ def _transposed_product(matrix: PETSc.Mat, numbers: np.ndarray) -> np.ndarray:
     left.array[:] = numbers
     matrix.multTranspose(left, right)
     return right.array_r.copy()
-
-

@@ -226,18 +226,18 @@ class StateIntegral(NotPickled):
     ----------
     network
         The discrete map.
-    inputs
-        A :class:`~ctrlnet.Sample` with or without targets.
+    sample
+        With or without targets.
     m
         The network's controls.
     density
         g: (Y, x) -> UFL, of the state, a vector of C components, and of the place, both on whatever mesh it is.
     """
 
-    def __init__(self, network: Network, inputs: Sample, m: ControlsLike, density: Density):
-        self.network, self.sample, self.m, self.density = network, inputs, m, density
-        self.inputs: Inputs = inputs.inputs
-        self.split = ImageSplit(len(inputs), network.comm)
+    def __init__(self, network: Network, sample: Sample, m: ControlsLike, density: Density):
+        self.network, self.sample, self.m, self.density = network, sample, m, density
+        self.inputs: Inputs = sample.inputs
+        self.split = ImageSplit(len(sample), network.comm)
         self.layers = network.layers(m)
 
     def nodal_map(self) -> NodalMap:
@@ -253,7 +253,7 @@ class StateIntegral(NotPickled):
 class _IntegralEnding:
     @no_annotations
     def __init__(self, V: WithGeometry, features: int, density: Density, count: int):
-        self._V, self._count = V, count
+        self._count = count
         self._Y = Function(VectorFunctionSpace(V.mesh(), V.ufl_element(), dim=features))
         x = SpatialCoordinate(V.mesh())
         integrand = density(self._Y, x)

@@ -17,12 +17,13 @@ from ctrlnet.adapt.goals import Goal, MeanLoss
 from ctrlnet.adapt.marking import largest_parts
 from ctrlnet.adapt.resume import Refinements
 from ctrlnet.controls import Controls, ControlsLike
-from ctrlnet.errors import finite
+from ctrlnet.errors import PropagationError, finite
 from ctrlnet.network.network import Network
-from ctrlnet.network.stability import stable_times
+from ctrlnet.network.stability import with_stable_steps
 from ctrlnet.objective import TrainingProblem
 from ctrlnet.objective.prediction import Prediction, Predicts
 from ctrlnet.operators.refinement import refined
+from ctrlnet.optimise.course import agreed_call
 from ctrlnet.optimise.training import LevelResult, train_level
 from ctrlnet.storage.checkpoints import Checkpoint
 from ctrlnet.storage.trained import save
@@ -34,8 +35,8 @@ __all__ = ["AdaptedTraining", "finer_mesh", "finer_steps", "train_adaptively"]
 class AdaptedTraining(Predicts):
     """The last network that was trained, its controls and all cycles.
 
-    ``reason`` is why there was no further cycle: ``"tolerance"``, ``"cycles"``, ``"nodes"``, ``"seconds"`` or
-    ``"interrupted"``.
+    ``reason`` is why there was no further cycle: ``"tolerance"``, ``"cycles"``, ``"nodes"``, ``"seconds"``,
+    ``"interrupted"``, or ``"failed: ..."`` with what the propagation of the next network failed of.
     """
 
     problem: TrainingProblem
@@ -133,7 +134,7 @@ def train_adaptively(
     goal
         What the error is one of, of a problem and its controls. Default: the objective.
     callback
-        Called with each cycle; the training ends if it returns True.
+        Called with each cycle; the training ends if it returns True on any rank.
     checkpoint
         What it goes on from when it is started again, with ``resume``: written between two cycles. A cycle that was cut
         short is trained anew.
@@ -150,7 +151,7 @@ def train_adaptively(
         mean is one over several meshes, or the checkpoint is one of another training.
     PropagationError
         If the first network cannot be propagated on its own mesh or the refined one. Later such a failure ends the
-        training with what was trained.
+        training with the last network that was estimated.
     """
     _check(problem, tolerance, share, most_cycles, most_nodes, most_seconds)
     settings = {"tolerance": tolerance, "iterations": iterations, "share": share, "order": order,
@@ -158,20 +159,31 @@ def train_adaptively(
     kept = Refinements(problem, m, settings, checkpoint)
     problem, at, cycles = kept.resumed(m)
     began = time.perf_counter() - (cycles[-1].seconds if cycles else 0.0)
+    last: tuple[TrainingProblem, LevelResult] | None = None
     while True:
-        result, work = train_level(problem, at, iterations=iterations), problem.work
-        problem, finer = _stable(problem, result.controls)
-        of = goal(problem, result.controls)
-        in_mesh, in_steps = mesh_error(of, order=order, finer=finer, work=work), step_error(of, work=work)
+        try:
+            result, work = train_level(problem, at, iterations=iterations), problem.work
+            if result.history.reason == "interrupted":
+                reason = "interrupted"
+                break
+            problem, finer = _stable(problem, result.controls)
+            of = goal(problem, result.controls)
+            in_mesh, in_steps = mesh_error(of, order=order, finer=finer, work=work), step_error(of, work=work)
+        except PropagationError as error:
+            if last is None:
+                raise
+            (problem, result), reason = last, f"failed: {error}"
+            break
+        last = problem, result
         cycles.append(Cycle(
             len(cycles) + 1, problem.network.operators.nodes, problem.network.steps,
             result.history.last.number, result.history.last.objective, in_mesh.whole, in_steps.whole,
             time.perf_counter() - began, work.total))
         errors = abs(in_mesh.whole), abs(in_steps.whole)
-        if callback is not None and problem.average.comm.bcast(callback(cycles[-1]) is True):
+        if callback is not None and agreed_call(callback, cycles[-1], problem.average.comm):
             reason = "interrupted"
             break
-        reason = _reason(result, errors, tolerance, cycles[-1], most_cycles, most_seconds)
+        reason = _reason(problem, errors, tolerance, cycles[-1], most_cycles, most_seconds)
         if reason:
             break
         network, controls = problem.network, result.controls
@@ -192,25 +204,20 @@ def _stable(problem: TrainingProblem, m: Controls) -> tuple[TrainingProblem, Net
     """Return the problem with steps that are stable on the mesh with every cell divided, and the network there."""
     network = problem.network
     finer = network.on(network.space.reconstruct(mesh=refined(network.operators.mesh)))
-    times = stable_times(finer, m)
-    if len(times) == len(network.times):
-        return problem, finer
-    return problem.on(network.with_depth(steps=times)), finer.with_depth(steps=times)
+    stable = with_stable_steps(finer, m)
+    return (problem if stable is finer else problem.on(network.with_depth(steps=stable.times))), stable
 
 
 def _reason(
-    result: LevelResult, errors: tuple[float, float], tolerance: float, cycle: Cycle, most_cycles: int,
+    problem: TrainingProblem, errors: tuple[float, float], tolerance: float, cycle: Cycle, most_cycles: int,
     most_seconds: float | None,
 ) -> str:
     """Return why there is no further cycle, or nothing."""
     if sum(errors) <= tolerance:
         return "tolerance"
-    if result.history.reason == "interrupted":
-        return "interrupted"
     if cycle.number >= most_cycles:
         return "cycles"
-    comm = result.problem.average.comm
-    late = most_seconds is not None and comm.bcast(cycle.seconds >= most_seconds)
+    late = most_seconds is not None and problem.average.comm.bcast(cycle.seconds >= most_seconds)
     return "seconds" if late else ""
 
 

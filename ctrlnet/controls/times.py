@@ -11,8 +11,8 @@ from firedrake.mesh import MeshGeometry
 __all__ = ["checked_times", "divided", "time_mesh"]
 
 
-def checked_times(times: Sequence[float] | np.ndarray, of: str) -> np.ndarray:
-    """Return times as an array that cannot be written, if they start at 0 and grow.
+def checked_times(times: Sequence[float] | np.ndarray, of: str, T: float) -> np.ndarray:
+    """Return times as an array that cannot be written, if they grow from 0 to T.
 
     Raises
     ------
@@ -23,6 +23,8 @@ def checked_times(times: Sequence[float] | np.ndarray, of: str) -> np.ndarray:
     if out.ndim != 1 or out.size < 2 or out[0] != 0 or not np.isfinite(out).all() or not (np.diff(out) > 0).all():
         raise ValueError(
             f"Times of {of} are at least two numbers that start at 0 and grow; received {np.asarray(times)!r}.")
+    if abs(out[-1] - T) > 1e-12 * T:
+        raise ValueError(f"Times of {of} run from 0 to T = {T:g}; received ones that end at {out[-1]:g}.")
     out.setflags(write=False)
     return out
 
@@ -30,7 +32,7 @@ def checked_times(times: Sequence[float] | np.ndarray, of: str) -> np.ndarray:
 def divided(times: np.ndarray, parts: int) -> np.ndarray:
     """Return times with each interval divided into equal parts."""
     within = times[:-1, None] + np.diff(times)[:, None] * (np.arange(parts) / parts)
-    return checked_times(np.append(within.ravel(), times[-1]), "intervals")
+    return checked_times(np.append(within.ravel(), times[-1]), "intervals", times[-1])
 
 
 def time_mesh(T: float, cells: int, ends: np.ndarray | None) -> MeshGeometry:

@@ -232,9 +232,7 @@ def _depth(steps: int | Sequence[float] | np.ndarray, T: float) -> tuple[int | n
             raise ValueError(
                 f"A network needs a whole number of layers, at least one, or their times; received steps={steps!r}.")
         return int(steps), T / int(steps) * np.arange(int(steps) + 1)
-    times = checked_times(steps, "the steps")
-    if abs(times[-1] - T) > 1e-12 * T:
-        raise ValueError(f"The times of the steps run from 0 to T = {T:g}; received ones that end at {times[-1]:g}.")
+    times = checked_times(steps, "the steps", T)
     return times, times
 
 

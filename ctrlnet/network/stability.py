@@ -27,7 +27,7 @@ from ctrlnet.errors import PropagationError
 from ctrlnet.kernels.layer_controls import LayerControls
 from ctrlnet.network.network import Network
 
-__all__ = ["StabilityWarning", "look_once_at_steps", "stable_times", "warn_of_long_steps"]
+__all__ = ["StabilityWarning", "look_once_at_steps", "warn_of_long_steps", "with_stable_steps"]
 
 _ITERATIONS = 6
 _FACTOR = 2.0
@@ -76,8 +76,8 @@ def warn_of_long_steps(network: Network, m: ControlsLike) -> None:
             "ImplicitMidpoint(), or IMEX() where it is diffusion that is stiff.", StabilityWarning, stacklevel=3)
 
 
-def stable_times(network: Network, m: ControlsLike) -> np.ndarray:
-    """Return the network's times with those of its steps halved, once or more often, that are too long.
+def with_stable_steps(network: Network, m: ControlsLike) -> Network:
+    """Return the network with those of its steps halved, once or more often, that are too long; itself if none is.
 
     As :func:`warn_of_long_steps` finds them; what it does not look at stays as it is. Collective.
 
@@ -88,7 +88,7 @@ def stable_times(network: Network, m: ControlsLike) -> np.ndarray:
     """
     times, sizes = network.times, network.step_sizes
     if not _looked_at(network):
-        return times
+        return network
     with stop_annotating():
         steps, numbers, same_as = _steps(network, m)
         halvings = np.array([step.halvings(sizes[k], _MOST_HALVINGS + 1)
@@ -98,7 +98,9 @@ def stable_times(network: Network, m: ControlsLike) -> np.ndarray:
             f"No step of {sizes[int(np.argmax(halvings))] / 2**_MOST_HALVINGS:.1e} or more is stable on this mesh of "
             f"{network.space.dim()} nodes. Take a scheme without a bound, or regularise the controls more.")
     parts = [np.linspace(a, b, 2**n, endpoint=False) for a, b, n in zip(times, times[1:], halvings, strict=False)]
-    return np.append(np.concatenate(parts), times[-1])
+    stable = network.with_depth(steps=np.append(np.concatenate(parts), times[-1])) if halvings.any() else network
+    _LOOKED_AT.add(stable)
+    return stable
 
 
 def _looked_at(network: Network) -> bool:

@@ -59,7 +59,7 @@ class Limits:
                 raise ValueError(f"The limit {name} must not be negative, received {value!r}.")
 
 
-def agreed_call(callback: Callback, iteration: Iteration, comm: MPI.Comm) -> bool:
+def agreed_call(callback: Callable[[Any], object], iteration: Any, comm: MPI.Comm) -> bool:
     """Call a user's function; return on every rank whether it returned True on any. Collective.
 
     What it raises on one rank is raised on all, of several ranks what the first of them raised.

@@ -155,6 +155,24 @@ class TestTraining:
             assert result.reason == reason and len(result.cycles) == (2 if reason == "cycles" else 1)
             assert result.problem.network.operators.nodes <= 17 or reason != "nodes"
 
+    def test_a_propagation_that_fails_later_keeps_what_was_trained(self):
+        problem, calls = self.problem(), []
+        m = problem.controls(np.random.default_rng(0), 0.1)
+
+        def goal(problem, m):
+            calls.append(problem.network.operators.nodes)
+            if len(calls) == 2:
+                raise cn.PropagationError("on the finer mesh")
+            return MeanLoss.of(problem, m)
+
+        result = train_adaptively(problem, m, tolerance=1e-9, iterations=1, goal=goal)
+        assert result.reason == "failed: on the finer mesh" and calls[0] == 16 < calls[1]
+        assert [c.nodes for c in result.cycles] == [16] and result.problem.network.operators.nodes == 16
+        with pytest.raises(cn.PropagationError, match="on the finer mesh"):
+            calls.append(0)
+            del calls[1:]
+            train_adaptively(problem, m, tolerance=1e-9, iterations=1, goal=goal)
+
     def test_quadrilaterals_are_refined_as_a_whole(self):
         network = network_on(space_of("quadrilaterals", 3), steps=4)
         readout, _ = readout_of(network, "classes")

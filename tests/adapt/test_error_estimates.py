@@ -7,20 +7,25 @@ import pytest
 from firedrake import (
     COMM_SELF,
     COMM_WORLD,
+    Ensemble,
     Function,
     FunctionSpace,
     SpatialCoordinate,
     VectorFunctionSpace,
     assemble,
     dx,
+    grad,
     inner,
 )
+from irksome import BackwardEuler, Dt
 from support.adaptive import COUNT, controls_of, loss_of, network_on, readout_of, sample_of, space_of
 from support.ranks import assert_equal, on_ranks
 
 import ctrlnet as cn
 from ctrlnet.adapt import MeanLoss, ScoreGap, StateIntegral, largest_parts, mesh_error, step_error
+from ctrlnet.fields import Numbers
 from ctrlnet.network.stability import StabilityWarning
+from ctrlnet.operators import lumped_dx
 from ctrlnet.operators.refinement import refined
 
 SCHEMES = {
@@ -83,6 +88,52 @@ def test_the_whole_is_the_change(which, scheme):
         assert cells.sum() == pytest.approx(estimate.whole, rel=1e-10)
     assert estimate.steps.sum() + estimate.opening + estimate.ending == pytest.approx(estimate.whole, rel=1e-10)
     assert abs(estimate.opening) < 1e-12 * abs(estimate.whole), "the waves are sampled exactly at the nodes"
+
+
+def test_the_opening_has_the_error_of_the_pixels():
+    """Faint pictures that neither mesh resolves: the projection of pixels has a part of its own, which counts."""
+    network = network_on(space_of("triangles", 4))
+    readout, W = readout_of(network, "classes")
+    sample = cn.Sample(0.1 * np.random.default_rng(0).random((COUNT, 6, 6)), np.arange(COUNT) % 3, 3)
+    estimate = mesh_error(MeanLoss(readout, sample, controls_of(network).extended(W), cn.SoftmaxCrossEntropy()))
+    assert abs(estimate.opening) > 0.1 * abs(estimate.whole)
+    assert estimate.whole == pytest.approx(estimate.change, rel=1e-2)
+
+
+@pytest.mark.parametrize("which", [mesh_error, step_error])
+def test_forms_of_a_user(which):
+    """The sweeps of Irksome's schemes serve as well."""
+    V = space_of("triangles", 4)
+    D = cn.Operators(V, [cn.operators.identity])
+
+    def heat(Y, v, layer):
+        return (inner(Dt(Y), v) + 0.1 * inner(grad(Y), grad(v))) * lumped_dx() - layer.affine(Y, v)
+
+    scheme = cn.Irksome(BackwardEuler(), images=8)
+    network = cn.Network(D, cn.ControlSpace(0.5, 2, D, 2), 4, cn.UserDynamics(heat), scheme)
+    readout, W = readout_of(network, "classes")
+    m = network.control_space.random(np.random.default_rng(0), 0.3)
+    estimate = which(MeanLoss(readout, sample_of("classes"), m.extended(W), cn.SoftmaxCrossEntropy()))
+    assert estimate.whole == pytest.approx(estimate.change, rel=1e-2)
+
+
+@pytest.mark.parallel(nprocs=2)
+def test_an_ensemble_of_two():
+    """Images split over two copies of the mesh: the indicators of one rank with all of them."""
+    ensemble = Ensemble(COMM_WORLD, 1)
+    found = []
+    for comm, split in ((COMM_SELF, None), (ensemble.comm, ensemble)):
+        network = network_on(space_of("triangles", 4, comm))
+        readout, W = readout_of(network, "numbers")
+        problem = cn.TrainingProblem(readout, blobs_of_numbers(), cn.LeastSquares(), ensemble=split)
+        estimate = mesh_error(MeanLoss.of(problem, controls_of(network).extended(W)))
+        found.append([estimate.value, estimate.whole, *estimate.steps, *estimate.cells.dat.data_ro])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-10, atol=1e-14)
+
+
+def blobs_of_numbers():
+    rng = np.random.default_rng(0)
+    return cn.Sample(rng.random((COUNT, 4, 4)), Numbers(rng.standard_normal((COUNT, 2))))
 
 
 def test_the_remainder_is_of_third_order():
