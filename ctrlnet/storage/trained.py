@@ -113,7 +113,7 @@ def save(path: str | Path, problem: TrainingProblem, m: ControlsLike, history: H
     -----
     What a user wrote, operators as forms, dynamics, activations, losses, has its name stored; :func:`load` is given it
     back. Meshes are stored by Firedrake's CheckpointFile; levels of a ``MeshHierarchy`` as the coarsest with the number
-    of refinements.
+    of refinements, and with the midpoints of the cells that were divided where not all were.
     """
     readout, network = problem.readout, problem.network
     controls = problem.control_set.controls(m)
